@@ -133,6 +133,26 @@ def test_a_forecast_of_what_is_piped(call: Callable[..., str], tmp_path: Path) -
     assert "expected CSV with a header" in call("forecast", "sunspots", "-", typed="1\n", code=2)
 
 
+@pytest.mark.parametrize(
+    ("model", "typed", "says"),
+    [
+        ("sunspots", "a,sunspots\n1,2\n\n3\n", "standard input, line 4 has 1 values; the header has 2"),
+        ("sunspots", "sunspots\n1\nmany\n", "standard input, row 2 below the header: 'many' is no number"),
+        ("sunspots", "unique_id,ds,sunspots\na,lately,1\n", "column ds has what is no time: "),
+        ("sunspots", "unique_id,ds,sunspots\na,2020-01-01,many\n", "column sunspots has what is no number: "),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(call: Callable[..., str], model: str, typed: str, says: str) -> None:
+    assert says in call("forecast", model, "-", typed=typed, code=2)
+
+
+def test_a_model_of_another_kind_says_which_command_is_for_it(call: Callable[..., str]) -> None:
+    assert "call `statestream predict` instead" in call("forecast", "sentiment", "-", typed="y\n1\n", code=1)
+    assert "call `statestream generate` instead" in call("predict", "antonyms", "-", typed="hot\n", code=1)
+    assert "call `statestream run` instead" in call("predict", "sunspots", "-", typed="1\n", code=1)
+    assert "cannot be read as one" in call("predict", "sentiment", "-", typed=b"\x93NUMPYx", code=2)
+
+
 def test_sessions_one_by_one(call: Callable[..., str], address: str, tmp_path: Path) -> None:
     for id in ("one-1", "one-2", "two-1"):
         call("run", "sunspots", "--id", id, typed="1\n2\n")

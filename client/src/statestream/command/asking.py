@@ -33,6 +33,9 @@ _AS_OPTIONS = {
     "tls=statestream.Tls(roots=…)": "--tls-roots FILE",
     "statestream.connect(token=…), the environment variable STATESTREAM_TOKEN": "the environment variable"
     " STATESTREAM_TOKEN",
+    "call client.predict instead": "call `statestream predict` instead",
+    "call client.generate instead": "call `statestream generate` instead",
+    "call client.session instead": "call `statestream run` instead",
     "Is it running, and is the port right?": "Is it running, and is the port right? `statestream serve MODELS` starts"
     " one, -a HOST:PORT says where another is",
 }

@@ -190,7 +190,14 @@ def read_table(path: str, text: str) -> tuple[list[str], list[list[str]]]:
     Raises:
         LineError: There is no header or no row.
     """
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    reader = csv.reader(text.splitlines())
+    rows = list[list[str]]()
+    for row in filter(None, reader):
+        if rows and len(row) != len(rows[0]):
+            raise LineError(
+                f"{called(path)}, line {reader.line_num} has {len(row)} values; the header has {len(rows[0])}"
+            )
+        rows.append(row)
     if len(rows) < 2:
         raise LineError(f"{called(path)} has {len(rows)} lines; expected CSV with a header and rows below it")
     return [name.strip() for name in rows[0]], rows[1:]
@@ -202,8 +209,17 @@ def read_bytes(file: str) -> bytes:
 
 
 def read_array(data: bytes) -> np.ndarray | None:
-    """What the bytes of a .npy file say; None for any others."""
-    return np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(b"\x93NUMPY") else None
+    """What the bytes of a .npy file say; None for any others.
+
+    Raises:
+        LineError: They begin as such a file and are none, or one of Python's objects.
+    """
+    if not data.startswith(b"\x93NUMPY"):
+        return None
+    try:
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise LineError(f"these {len(data):,} bytes begin as a .npy file and cannot be read as one: {error}") from error
 
 
 def read_text(data: bytes, file: str) -> str:
@@ -259,4 +275,10 @@ def columns_of(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequ
         else:
             raise LineError(f"{called(path)} has the columns {', '.join(header)}; missing: {', '.join(missing)}")
     places = [header.index(name) for name in wanted]
-    return np.asarray([[_number(row[place], wanted[at]) for at, place in enumerate(places)] for row in rows])
+    found = list[list[float | int]]()
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append([_number(row[place], wanted[at]) for at, place in enumerate(places)])
+        except LineError as error:
+            raise LineError(f"{called(path)}, row {number} below the header: {error}") from error
+    return np.asarray(found)

@@ -18,6 +18,7 @@ from statestream.command import lines
 from statestream.command.asking import Version, at_server, find_model, model_names, told, told_tls, watched
 from statestream.contract.errors import Unsupported
 from statestream.progress import reporting
+from statestream.views import require_kind
 
 _MODEL = click.argument("model", shell_complete=model_names)
 
@@ -223,10 +224,15 @@ def _frame(header: list[str], rows: list[list[str]], call: Any, model: str, h: i
         ) from error
     table = pd.DataFrame(rows, columns=header)
     for name in header:
-        if name == "ds":
-            table[name] = pd.to_datetime(table[name])
-        elif name != "unique_id":
-            table[name] = pd.to_numeric(table[name])
+        try:
+            if name == "ds":
+                table[name] = pd.to_datetime(table[name])
+            elif name != "unique_id":
+                table[name] = pd.to_numeric(table[name])
+        except ValueError as error:
+            raise lines.LineError(
+                f"column {name} has what is no {'time' if name == 'ds' else 'number'}: {error}"
+            ) from error
     return call(model, table, h=h, **wish)
 
 
@@ -277,6 +283,7 @@ def predict(model: str, file: str, address: str, as_json: bool, timeout: float) 
     A FILE of - is standard input. The answer is a line of JSON an item.
     """
     with _client(model, address, timeout) as (client, found):
+        require_kind(found, "predict")
         data = _data(file)
         x: Any = lines.read_array(data)
         if x is None:
