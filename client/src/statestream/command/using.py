@@ -180,7 +180,7 @@ def forecast(
     bands: str | None,
     seed: int | None,
 ) -> None:
-    """Forecast what comes after the past in FILE: CSV with a header; - is standard input.
+    """Forecast what comes after the past in FILE: CSV with a header, or - for standard input.
 
     With columns unique_id and ds it has many series, and pandas is needed. The answer is CSV, or JSON lines.
     """
@@ -245,7 +245,10 @@ def _frame(header: list[str], rows: list[list[str]], call: Any, model: str, h: i
 @click.option("--temperature", type=float, default=None, help="Draws instead of taking the likeliest.")
 @click.option("--seed", type=click.IntRange(0), default=None, help="What draws begin with.")
 def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, timeout: float, **wish: Any) -> None:
-    """Answer each TEXT with a text; - stands for the lines of standard input, which are read without any TEXT, too."""
+    """Answer each TEXT with a text; - stands for the lines of standard input.
+
+    These are read without any TEXT, too.
+    """
     given = text or (lines.PIPED,)
     reads = lines.PIPED in given
     drawn = watched() and not (reads and sys.stdin.isatty())  # Nothing is drawn where somebody types.
@@ -278,7 +281,7 @@ def _texts(given: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
 @click.argument("file", type=_FILE)
 @at_server
 def predict(model: str, file: str, address: str, as_json: bool, timeout: float) -> None:
-    """Run a model without memory on FILE: a line an item (CSV, JSON or text), or a .npy with a batch.
+    """Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or -.
 
     A FILE of - is standard input. The answer is a line of JSON an item.
     """
