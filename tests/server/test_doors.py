@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -61,11 +62,22 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # URIs by the looks of them: one is of another kind, one has more behind a NUL. And two common names.
         ("odd/CN=other", _names((0x82, b"spiffe://acme/billing"), (0x86, b"spiffe://acme/billing\0.evil"))),
         ("torn", _names((0x86, b"a:\xff"))),
+        ("renewed", "subjectAltName=URI:spiffe://acme/billing"),  # Which holds for longer.
+        ("old", ""),  # Version 1, which has no alternative names.
     ):
         name, _, _ = (subject := name).partition("/")
         (folder / "more").write_text(more)
         openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={subject}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "more")
+        signed = [
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "20000" if name == "renewed" else "2",
+        ]
+        signed += ["-extfile", "more"] if more else []
         openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
     return folder
 
@@ -440,6 +452,78 @@ async def test_what_only_looks_like_a_name_is_none(
                 with pytest.raises(grpc.aio.AioRpcError, match=reason):
                     await _info(channel)
     assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_certificate_that_ends_ends_what_runs_under_it(
+    edge: str, models_dir: Path, papers: Path, tmp_path: Path
+) -> None:
+    """As a token that expires does; another certificate of the same entry, and a token, hold; sessions are kept."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(PAPERS)
+    secret, _ = tokens.new(path, "acme", frozenset({"step"}), time.time() + 1e9)
+    roots = papers / "ca.pem"
+
+    def shown(name: str) -> statestream.Tls:
+        return statestream.Tls(roots, papers / f"{name}.pem", papers / f"{name}.key")
+
+    async def step(session: Any) -> float:
+        return float(np.asarray(await session.step(1.0)).squeeze())
+
+    async def refused(session: Any) -> str:
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                try:
+                    await step(session)
+                except statestream.Unauthenticated as error:
+                    return error.message
+
+    async with contextlib.AsyncExitStack() as stack:
+        local = await stack.enter_async_context(
+            serving(models_dir, edge=edge, tokens=path, **_tls(papers, tls_clients=roots))
+        )
+        access = local.server.access
+        assert access is not None
+
+        async def connect(name: str, **more: Any) -> Any:
+            return await stack.enter_async_context(aio.connect(local.address, tls=shown(name), **more))
+
+        ending, staying, by_token = (
+            await connect("client"),
+            await connect("renewed"),
+            await connect("client", token=secret),
+        )
+        session, other = await ending.session("counter", id="a"), await staying.session("counter", id="b")
+        third = await by_token.session("counter", id="c")
+        assert [await step(each) for each in (session, other, third)] == [1, 1, 1]
+        channel = await stack.enter_async_context(_secured(local.address, papers, shown=True))
+        assert (await _info(channel)).server_id == local.server.id
+        access._clock = lambda: time.time() + 3 * 86_400
+        access.look()
+        assert re.search(r"billing.*ended \(notAfter\); connect again with a new one", await refused(session))
+        failure = await failing(_info(channel))
+        assert (failure.reason, "(notAfter)" in failure.message) == ("UNAUTHENTICATED", True)
+        assert [await step(each) for each in (other, third)] == [2, 2]
+        assert await step(await staying.session("counter", id="a")) > 1
+        access.look()
+        assert sorted(map(len, (each._shown for each in access._grants.values()))) == [0, 0, 1]
+        path.write_text(PAPERS.replace("spiffe://acme/billing", "spiffe://acme/other"))
+        for _ in range(2):
+            access.look()
+        assert re.search("revoked|knows no certificate", await refused(other))
+
+
+def test_when_a_certificate_ends_is_read_on_either_edge(papers: Path) -> None:
+    """From DER as `ssl` reads it: of both kinds of times, and of one that does not say its version."""
+    for name in ("client", "renewed", "old"):
+        pem = (papers / f"{name}.pem").read_bytes()
+        asked = ["openssl", "x509", "-enddate", "-noout", "-in", str(papers / f"{name}.pem")]
+        said = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+        names = certificates.of_context({"transport_security_type": [b"ssl"], "x509_pem_cert": [pem]})
+        assert names.ends == ssl.cert_time_to_seconds(said.strip().partition("=")[2])
+    for broken in (b"", b"x", pem[:200], pem.replace(b"M", b"N")):
+        assert certificates.of_context({"transport_security_type": [b"ssl"], "x509_pem_cert": [broken]}).ends < 0
+    assert NOBODY.ends == certificates.relayed(certificates.told(NOBODY).decode()).ends > time.time()
 
 
 async def test_without_tls_no_name_is_believed(models_dir: Path, tmp_path: Path) -> None:

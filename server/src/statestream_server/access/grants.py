@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,13 +41,15 @@ class Grant:
         ended: Why it does not hold any more, "" while it does.
     """
 
-    __slots__ = ("_calls", "_tasks", "ended", "token", "usage")
+    __slots__ = ("_calls", "_ends", "_shown", "_tasks", "ended", "token", "usage")
 
-    def __init__(self, token: Token, usage: Usage) -> None:
-        """Nothing runs."""
+    def __init__(self, token: Token, usage: Usage, ends: float = math.inf) -> None:
+        """Nothing runs; `ends` is when the certificate that was shown for it ends."""
         self.token = token
         self.usage = usage
         self.ended = ""
+        self._ends = ends
+        self._shown = dict[float, Grant]()
         self._tasks = set[asyncio.Task[Any]]()
         self._calls = set[Running]()
 
@@ -68,6 +71,28 @@ class Grant:
                 f" {', '.join(sorted(self.token.rights))}. Ask whoever made it for one that may",
                 metadata={"right": right},
             )
+
+    def until(self, ends: float) -> Grant:
+        """The same as a certificate that ends then has it: what runs under it ends then, or with this one."""
+        if ends >= self.token.expires or self.ended:
+            return self
+        found = self._shown.get(ends)
+        if found is None:
+            found = self._shown[ends] = Grant(self.token, self.usage, ends)
+        return found
+
+    def look(self, now: float) -> None:
+        """Ends what does not hold at a time, of this one and of the certificates that were shown for it."""
+        if self.ended:
+            return
+        if now >= self.token.expires:
+            self.end(f"{self.token} has expired; ask whoever made it for another one")
+        elif now >= self._ends:
+            self.end(f"{self.token}: the one that was shown has ended (notAfter); connect again with a new one")
+        for ends, shown in [*self._shown.items()]:
+            shown.look(now)
+            if shown.ended:
+                del self._shown[ends]
 
     def enter(self, call: Running) -> None:
         """Has a call without a task end where the grant ends, until `leave`."""
@@ -110,6 +135,9 @@ class Grant:
             task.cancel()
         for call in [*self._calls]:
             call.fail(errors.Unauthenticated(why))
+        shown, self._shown = self._shown, {}
+        for each in shown.values():
+            each.end(why)
 
 
 class Usage:
@@ -241,7 +269,7 @@ class Access:
         if not came:
             for key in names.known_by():
                 if key in self._grants:
-                    return self._holding(self._grants[key])
+                    return self._holding(self._grants[key].until(names.ends))
             if names != NOBODY:
                 raise errors.Unauthenticated(
                     "the call has no token, and the file of tokens knows no certificate of its caller's names; add it"
@@ -266,8 +294,7 @@ class Access:
         Raises:
             Unauthenticated: It does not.
         """
-        if self._clock() >= found.token.expires:
-            found.end(_expired(found))
+        found.look(self._clock())
         if found.ended:
             raise errors.Unauthenticated(found.ended)
         return found
@@ -288,8 +315,7 @@ class Access:
         """
         now = self._clock()
         for grant in self._grants.values():
-            if not grant.ended and now >= grant.token.expires:
-                grant.end(_expired(grant))
+            grant.look(now)
         try:
             data = tokens.read(self._path)
             before, self._coming = self._coming, data
@@ -319,10 +345,6 @@ class Access:
         for grant in before.values():
             if not grant.ended:
                 grant.end(f"{grant.token} was revoked, or changed: connect again with one that holds")
-
-
-def _expired(grant: Grant) -> str:
-    return f"{grant.token} has expired; ask whoever made it for another one"
 
 
 __all__ = ["STEP", "Access", "Grant", "Usage"]
