@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,22 @@ async def test_every_metric_is_one_that_a_server_tells(tmp_path: Path) -> None:
     told |= {
         f"{name}_{end}" for name, kind in kinds.items() if kind == "histogram" for end in ("bucket", "sum", "count")
     }
+    told |= {one.shown for one in families.WORKERS}  # Which the process before them tells.
     named = set(re.findall(r"\b(?:statestream|process)_\w+", " ".join(expressions())))
     assert named
     assert named <= told
     listed = [one for group in families.GROUPS.values() if group is not families.WORKERS for one in group]
     assert {one.shown for one in listed} == {*kinds}, "docs/metrics.md is made of a list of all of them"
+
+
+def test_what_an_alert_looks_at_is_drawn() -> None:
+    """Whoever is woken sees in the dashboard how it came to it."""
+
+    def named(expressions: Iterable[str]) -> set[str]:
+        return set(re.findall(r"\b(?:statestream|process|haproxy)_\w+", " ".join(expressions)))
+
+    drawn = named(target["expr"] for panel in dashboard()["panels"] for target in panel["targets"])
+    assert named(rule["expr"] for rule in rules()) <= drawn
 
 
 def test_the_page_of_metrics_is_made_of_the_list() -> None:
