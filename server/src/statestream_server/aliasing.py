@@ -172,7 +172,7 @@ class Aliasing:
         return self._registry.aliases(name)
 
     def _write(self, name: str, alias: str, version: int | None) -> None:
-        """Edits the file that has the alias already, else the one beside the newest version."""
+        """Edits the files that have the alias already, all or none, else the one beside the newest version."""
         folders = list[Path]()
         for found in repository.scan(self._places).found:
             if found.name == name and (folder := repository.folder_of(found.path)) not in folders:
@@ -180,8 +180,7 @@ class Aliasing:
         having = [folder for folder in folders if alias in aliases.read(folder / repository.ALIASES)]
         if not folders:
             raise errors.ModelNotFound(f"model {name!r} does not lie there any more; its aliases stay as they are")
-        for folder in having or folders[-1:]:
-            aliases.edit(folder, alias, version)
+        aliases.edit(having or folders[-1:], alias, version)
 
     def _told(self) -> aliases.Told:
         return self._looked()[0]

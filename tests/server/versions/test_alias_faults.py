@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,8 @@ def test_an_edit_keeps_the_link_the_words_and_the_rights_of_a_file(tmp_path: Pat
     real.chmod(0o640)
     real.with_name(".names.toml.new").write_text("half of")
     path.symlink_to(real)
-    assert aliases.edit(path.parent, "stable", 2) == {"stable": 2}
+    aliases.edit([path.parent], "stable", 2)
+    assert aliases.read(path) == {"stable": 2}
     assert path.is_symlink()
     assert real.read_bytes() == b"# Ours.\nstable = 2  # since spring\n"
     assert real.stat().st_mode & 0o777 == 0o640
@@ -71,7 +73,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(AliasesError, match=f"would not be read with more in it: it has {told}"):
-            aliases.edit(tmp_path, "more", 2)
+            aliases.edit([tmp_path], "more", 2)
         assert path.read_text() == text
 
 
@@ -92,6 +94,42 @@ async def test_a_full_disk_changes_nothing(both: Path, place: str, monkeypatch: 
         assert (path.read_text(), await named(client)) == ("stable = 1\n", {"stable": 1})
         assert sorted(one.name for one in path.parent.iterdir()) == ["1", "2", "aliases.toml"]
         assert await client.set_alias(MODEL, "stable", 2) == {"stable": 2}
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace", "broken"])
+def test_of_several_files_all_change_or_none(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with the last of them: the disk is full, it cannot be put in its place, it is no such file."""
+    folders, said = [tmp_path / name for name in "abc"], [b"\xef\xbb\xbfstable = 1\r\n", None, b"stable = 1\n"]
+    for folder, text in zip(folders, said, strict=True):
+        folder.mkdir()
+        if text is not None:
+            (folder / "aliases.toml").write_bytes(text)
+    (tmp_path / "again").symlink_to(folders[0])  # Which is the first by another name.
+    folders.insert(1, tmp_path / "again")
+    calls = iter([None, None, OSError(errno.ENOSPC, "No space left on device")])
+
+    def failing(real: Any) -> Any:
+        def call(*args: Any) -> Any:
+            if (error := next(calls, None)) is not None:
+                raise error
+            return real(*args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if place == "broken":
+            said[-1] = broken = b"stable = [\n"
+            (folders[-1] / "aliases.toml").write_bytes(broken)
+        else:
+            patch.setattr(os, place, failing(getattr(os, place)))
+        with pytest.raises(AliasesError if place == "broken" else OSError):
+            aliases.edit(folders, "stable", 2)
+    for name, text in zip("abc", said, strict=True):
+        left = {one.name: one.read_bytes() for one in (tmp_path / name).iterdir()}
+        assert left == ({} if text is None else {"aliases.toml": text})
+    if place != "broken":
+        aliases.edit(folders, "stable", 2)
+        assert [aliases.read(tmp_path / name / "aliases.toml") for name in "abc"] == [{"stable": 2}] * 3
 
 
 async def test_a_slow_load_for_an_older_file_does_not_undo_what_was_set(

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -152,36 +152,58 @@ def _loads(text: str) -> dict[str, int]:
     return values
 
 
-def edit(folder: Path, alias: str, version: int | None) -> dict[str, int]:
-    """Has an alias name a version in the file of a folder, or takes it out; what the file says then.
+def edit(folders: Iterable[Path], alias: str, version: int | None) -> None:
+    """Has an alias name a version in the files of folders, or takes it out: in all or, where one fails, in none.
 
-    Its other lines stay as they are. Whoever reads it sees it before or after, and of two who edit it one waits.
+    Their other lines stay as they are. Whoever reads a file sees it before or after, and of two who edit it one waits.
 
     Raises:
-        AliasesError: The file there is none of aliases.
-        OSError: It cannot be written.
+        AliasesError: A file there is none of aliases.
+        OSError: One cannot be written.
     """
-    folder.mkdir(exist_ok=True)
-    path = Path(os.path.realpath(folder / ALIASES))  # A link stays one.
-    with _alone(path.parent) as place:
-        text = _text(path)
-        names = dict(_loaded(path, text))
-        if version is None:
-            names.pop(alias, None)
-        else:
-            names[alias] = version
-        edited = _edited(text, alias, version)
+    with _alone(folders) as places:
+        texts = {path: _with(path, alias, version).encode() for path in places}
+        before = {path: path.read_bytes() if path.exists() else None for path in places}
+        fresh, done = dict[Path, Path](), list[Path]()
         try:
-            if len(edited.encode()) <= _MOST_BYTES and not _says(edited, names):
-                # A key in quotes, or a line that only looks like one.
-                edited = "".join(f"{_key(name)} = {number}\n" for name, number in names.items())
-            _loads(edited)
-        except ValueError as error:
-            raise AliasesError(f"{path} would not be read with {alias} in it: {error}") from error
-        _replace(path, edited)
-        with contextlib.suppress(OSError):  # Not every file system can.
-            os.fsync(place)
-    return names
+            for path, text in texts.items():  # All of it is on the disk before a name changes.
+                fresh[path] = _written(path, text)
+            for path in places:
+                os.replace(fresh[path], path)
+                done.append(path)
+        except BaseException:
+            for path in done:
+                _put_back(path, before[path])
+            for path in fresh.keys() - {*done}:
+                with contextlib.suppress(OSError):
+                    fresh[path].unlink()
+            raise
+        for place in places.values():
+            with contextlib.suppress(OSError):  # Not every file system can.
+                os.fsync(place)
+
+
+def _with(path: Path, alias: str, version: int | None) -> str:
+    """What a file says once an alias names a version in it.
+
+    Raises:
+        AliasesError: It is none of aliases, or would not be read then.
+    """
+    text = _text(path)
+    names = dict(_loaded(path, text))
+    if version is None:
+        names.pop(alias, None)
+    else:
+        names[alias] = version
+    edited = _edited(text, alias, version)
+    try:
+        if len(edited.encode()) <= _MOST_BYTES and not _says(edited, names):
+            # A key in quotes, or a line that only looks like one.
+            edited = "".join(f"{_key(name)} = {number}\n" for name, number in names.items())
+        _loads(edited)
+    except ValueError as error:
+        raise AliasesError(f"{path} would not be read with {alias} in it: {error}") from error
+    return edited
 
 
 def _says(text: str, names: dict[str, int]) -> bool:
@@ -209,27 +231,36 @@ def _key(alias: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """Waits until no other process edits what lies in a folder; this is open meanwhile."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
-    finally:
-        os.close(lock)
+def _alone(folders: Iterable[Path]) -> Iterator[dict[Path, int]]:
+    """The files of folders, each once, and where they lie, open; waits until no other process edits what lies there."""
+    found = dict[tuple[int, int, str], tuple[Path, int]]()
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            path = Path(os.path.realpath(folder / ALIASES))  # A link stays one.
+            place = os.open(path.parent, os.O_RDONLY)
+            held.callback(os.close, place)
+            known = os.fstat(place)
+            found.setdefault((known.st_ino, known.st_dev, path.name), (path, place))
+        locks = {key[:2]: place for key, (_, place) in found.items()}
+        for _, place in sorted(
+            locks.items()
+        ):  # In the order in which all take them, so that no two wait for each other.
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield dict(found.values())
 
 
-def _replace(path: Path, text: str) -> None:
-    """Puts a file in the place of another, whole or not at all; whoever does so is alone.
+def _written(path: Path, text: bytes) -> Path:
+    """Writes what is to take a file's place, beside it; whoever does so is alone.
 
-    What is written meanwhile has one name: whoever is killed leaves it to the next.
+    It has one name: whoever is killed leaves it to the next.
     """
     fresh = path.with_name(f".{path.name}.new")
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()
     known = path.stat() if path.exists() else None
     try:
-        with fresh.open("x", encoding="utf-8") as file:
+        with fresh.open("xb") as file:
             file.write(text)
             file.flush()
             os.fchmod(file.fileno(), known.st_mode & 0o777 if known is not None else 0o644)
@@ -237,8 +268,17 @@ def _replace(path: Path, text: str) -> None:
                 with contextlib.suppress(PermissionError):
                     os.fchown(file.fileno(), known.st_uid, known.st_gid)
             os.fsync(file.fileno())
-        os.replace(fresh, path)
     except BaseException:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+    return fresh
+
+
+def _put_back(path: Path, text: bytes | None) -> None:
+    """Has a file say what it said before, or be gone where it was not there, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        if text is None:
+            path.unlink()
+        else:
+            os.replace(_written(path, text), path)
