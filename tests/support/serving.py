@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy as np
 from statestream_server import app
 from statestream_server.engine.table import Table
 from statestream_server.settings import Durability, Limits, Settings
+from statestream_server.stores import default_folder
 from tests.support.calls import DEADLINE, connected
 from tests.support.speaker import Speaker, fresh_id
 
@@ -32,6 +34,12 @@ TEST_DEVICE: Final = os.environ.get("STATESTREAM_TEST_DEVICE", "cpu")
 """Where the models of started servers run; `make gpu` sets it."""
 TEST_EDGE: Final = os.environ.get("STATESTREAM_EDGE", "")
 """The edge of started servers, "" for the usual one; the server's command takes it from there, too."""
+_PROOFS: Final = tempfile.TemporaryDirectory(prefix="statestream-proofs-")
+PROOFS: Final = Path(_PROOFS.name)
+"""The folder of kept verdicts that the started servers of a run share, so that each file is tried once.
+
+Servers whose trials are the point are given `proofs=None`, or --no-proof-cache.
+"""
 EDGES: Final = (TEST_EDGE,) if TEST_EDGE else ("h2", "grpcio")
 """The edges that what is said of each of them is tested on."""
 
@@ -41,7 +49,7 @@ def free_settings(models: Path, **more: Any) -> Settings:
     limits = Limits(**more.pop("limits", {}))
     store = more.pop("store", "memory")
     durability = more.pop("durability", Durability.NONE if store == "memory" else Durability.INTERVAL)
-    base: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": None, "device": "cpu"}
+    base: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": None, "device": "cpu", "proofs": PROOFS}
     if TEST_EDGE:
         base["edge"] = TEST_EDGE
     return Settings((models,), store=store, durability=durability, limits=limits, **(base | more))
@@ -143,6 +151,7 @@ class Process:
             str(self.port),
         ]
         edge = {"STATESTREAM_EDGE": self.edge} if self.edge else {}
+        self._share_proofs()
         self.lines.clear()
         self._ended = False
         self._news = threading.Condition()
@@ -157,6 +166,17 @@ class Process:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _share_proofs(self) -> None:
+        """Has a file of sqlite's that is new keep its verdicts in the folder that all share.
+
+        Other stores have them in the user's state folder, which is shared as it is.
+        """
+        for store in self.options:
+            if store.startswith("sqlite:"):
+                place = default_folder(store, "proofs")
+                if place.parent.is_dir() and not os.path.lexists(place):
+                    place.symlink_to(PROOFS)
 
     @property
     def address(self) -> str:
