@@ -9,9 +9,11 @@
     ```output         what the block before it prints
 
 The blocks run as they stand, but for the port; the models are all there when the server starts, of which each page has
-one of its own. The Chinese README has the code of the English one, but for comments. In what they print,
-a number with a decimal point may differ by `TOLERANCE` of it and one unit: forecasts come from a network that was
-trained here, and training ends in other bits on another processor. All else must be equal.
+one of its own. The quick tests serve the example models of deploy/models, which the same recipes made, and train what
+is not among them; the slow ones run all commands that train, and serve what these made. The Chinese README has the code
+of the English one, but for comments. In what they print, a number with a decimal point may differ by `TOLERANCE` of it
+and one unit: forecasts come from a network that was trained here, and training ends in other bits on another processor.
+All else must be equal.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,16 @@ from tests.support.pages import COMMENT, FENCE, ROOT, Block, blocks, chosen
 
 READMES = ["README.md", "README.zh-CN.md"]
 SERVED = [*READMES, "docs/lessons/modes.md"]
-RUN = [READMES[0], pytest.param(READMES[1], marks=pytest.mark.slow)]
-"""The same code in both, as a test says: the second is run where there is time."""
+
+EXAMPLES = ROOT / "deploy" / "models"
+
+
+def run(*pages: str, trained: Sequence[str]) -> list[Any]:
+    """Parameters of `served`: pages with the example models, and, where there is time, those that train their own."""
+    quick = [pytest.param((page, "examples"), id=page) for page in pages]
+    return quick + [pytest.param((page, "trained"), id=f"{page}-trained", marks=pytest.mark.slow) for page in trained]
+
+
 LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "lessons").glob("*.md"))
 TOLERANCE = 0.2
 DECIMAL = re.compile(r"-?\d+\.\d+")
@@ -91,6 +101,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example models, and what the pages' commands make that is not among them."""
+    place = tmp_path_factory.mktemp("examples")
+    shutil.copytree(EXAMPLES, place / "models")
+    text = "".join(block.text for page in SERVED for block in chosen(ROOT / page, "bash", "run"))
+    lines = dict.fromkeys(COMMENT.sub("", text).splitlines())
+    all_at_once([line for line in lines if not (EXAMPLES / line.split()[2]).exists()], place)
+    return place
+
+
 def all_at_once(lines: list[str], place: Path) -> list[str]:
     """What commands print that run at the same time; none may fail."""
     with ExitStack() as stack:
@@ -124,11 +145,12 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(request: pytest.FixtureRequest, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server that a page starts, on copies of the models and with no sessions."""
-    page = ROOT / request.param
+    name, models = request.param
+    page = ROOT / name
     folder = tmp_path_factory.mktemp(page.stem)
-    shutil.copytree(trained / "models", folder / "models")
+    shutil.copytree(request.getfixturevalue(models) / "models", folder / "models")
     (block,) = chosen(page, "bash", "serve")
     line = COMMENT.sub("", block.text).strip()
     with (folder / "server.log").open("w") as log, started("exec " + line, folder, stderr=log) as server:
@@ -150,7 +172,7 @@ def check(path: Path, parts: list[Block], printed: list[str]) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("served", [*RUN, SERVED[-1]], indirect=True)
+@pytest.mark.parametrize("served", run(READMES[0], SERVED[-1], trained=SERVED), indirect=True)
 def test_page_prints_what_it_shows(served: Served) -> None:
     parts = chosen(served.page, "python", "")
     assert len(parts) > 3
@@ -158,7 +180,7 @@ def test_page_prints_what_it_shows(served: Served) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("served", RUN, indirect=True)
+@pytest.mark.parametrize("served", run(READMES[0], trained=READMES), indirect=True)
 def test_readme_commands_answer(served: Served) -> None:
     (block,) = chosen(served.page, "bash", "ask")
     lines = COMMENT.sub("", block.text).replace("localhost:8001", served.address).splitlines()
@@ -207,7 +229,7 @@ def test_what_the_protocol_names_is_there() -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("served", READMES[:1], indirect=True)
+@pytest.mark.parametrize("served", run(READMES[0], trained=READMES[:1]), indirect=True)
 def test_snapshot_reads_as_described(served: Served) -> None:
     path = ROOT / "docs" / "snapshots.md"
     before = f"""

@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.support import torchlib
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_torchlib() -> None:
+    """What torch reads for each export it reads once."""
+    torchlib.share()
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import forecasters, models
+from tests.support import forecasters, models, observers
 from tests.support.serving import Local, serving
 from tests.support.speaker import Speaker
 
@@ -24,6 +24,12 @@ def forecasters_written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """MODELS_DIR with every model of tests/support/forecasters.py, and their modules; read only."""
     folder = tmp_path_factory.mktemp("forecasters")
     return folder, forecasters.write(folder)
+
+
+@pytest.fixture(scope="session")
+def observers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MODELS_DIR with every model of tests/support/observers.py; read only."""
+    return observers.write(tmp_path_factory.mktemp("observers"))
 
 
 @pytest.fixture

@@ -18,21 +18,15 @@ from statestream.contract.tensors import to_tensor
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as stubs
 from statestream_server.models.memory.observed import ObservedRows
-from tests.support import observers
 from tests.support.serving import Local, serving
 
 NAN = np.nan
 START = np.datetime64("2026-03-01T12:00", "ns")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return observers.write(tmp_path_factory.mktemp("observers"))
-
-
 @pytest.fixture
-async def local(models: Path) -> AsyncIterator[Local]:
-    async with serving(models) as local:
+async def local(observers_dir: Path) -> AsyncIterator[Local]:
+    async with serving(observers_dir) as local:
         yield local
 
 

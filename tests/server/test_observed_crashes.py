@@ -10,16 +10,10 @@ import pytest
 
 import statestream
 from statestream import Scored
-from tests.support import observers
 from tests.support.serving import process
 
 CHUNKS, KILLS = 36, 3
 MODELS = ("heard", "hold", "predict", "clock")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return observers.write(tmp_path_factory.mktemp("observers"))
 
 
 def feed(model: str, rng: np.random.Generator) -> list[Any]:
@@ -49,12 +43,12 @@ def raw(answer: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_each_observation_counts_once_over_sigkill(models: Path, tmp_path: Path, seed: int) -> None:
+def test_each_observation_counts_once_over_sigkill(observers_dir: Path, tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     chunks = {model: feed(model, rng) for model in MODELS}
     store = f"sqlite:{tmp_path / 's.db'}"
     options = ("--store", store, "--checkpoint-interval", "0.05", "--log-level", "warning")
-    with process(models, *options) as server:
+    with process(observers_dir, *options) as server:
         with statestream.connect(server.address) as client:
             untroubled = {}
             for model in MODELS:
@@ -74,11 +68,11 @@ def test_each_observation_counts_once_over_sigkill(models: Path, tmp_path: Path,
         assert server.stop() == 0
 
 
-def test_a_scored_reply_that_nobody_saw_comes_again_after_a_sigkill(models: Path, tmp_path: Path) -> None:
+def test_a_scored_reply_that_nobody_saw_comes_again_after_a_sigkill(observers_dir: Path, tmp_path: Path) -> None:
     """It is in the record with its scores, beside replies that have none; so is the past that they go by."""
     store, x = f"sqlite:{tmp_path / 's.db'}", np.random.default_rng(4).standard_normal((12, 1)).astype(np.float32)
     options = ("--store", store, "--durability", "sync", "--log-level", "warning")
-    with process(models, *options) as server, statestream.connect(server.address) as client:
+    with process(observers_dir, *options) as server, statestream.connect(server.address) as client:
         with client.session("heard") as session:
             expected = [session.step(x[at : at + 3], score=at != 3) for at in (0, 3, 6, 9)]
         first = client.session("heard", id="k")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -125,7 +126,12 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 TestReplyWindow = WindowMachine.TestCase
-TestReplyWindow.settings = settings(max_examples=50, stateful_step_count=30)
+TestReplyWindow.settings = settings(max_examples=15, stateful_step_count=30)
+
+
+@pytest.mark.slow
+class TestReplyWindowForLonger(WindowMachine.TestCase):
+    settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def _one(window: ReplyWindow, row: int, start: int) -> None:

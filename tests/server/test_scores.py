@@ -15,22 +15,16 @@ from statestream.contract.tensors import to_tensor
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as stubs
 from statestream_server.settings import Durability
-from tests.support import observers
 from tests.support.serving import Local, serving
 
 PAST = 31
 RNG = np.random.default_rng(11)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return observers.write(tmp_path_factory.mktemp("observers"))
-
-
 @pytest.fixture
-async def local(models: Path, tmp_path: Path) -> AsyncIterator[Local]:
+async def local(observers_dir: Path, tmp_path: Path) -> AsyncIterator[Local]:
     store = f"sqlite:{tmp_path / 's.db'}"
-    async with serving(models, store=store, durability=Durability.SYNC) as local:
+    async with serving(observers_dir, store=store, durability=Durability.SYNC) as local:
         yield local
 
 

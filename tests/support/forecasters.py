@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from statestream_export import State, export, gaussian, quantiles
+from tests.support import torchlib
 
 LEVELS = (0.1, 0.5, 0.9)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from statestream_export import State, export, gaussian
+from tests.support import torchlib
 
 
 class Heard(nn.Module):
@@ -33,6 +34,7 @@ class Clock(nn.Module):
 
 def write(folder: Path) -> Path:
     """Writes "heard", "plain", "refuse", "hold", "predict", "partly" and "clock" as MODELS_DIR/<name>/1."""
+    torchlib.share()
     torch.manual_seed(0)
     one, two = torch.randn(4, 12, 1), torch.randn(4, 12, 2)
     export(
