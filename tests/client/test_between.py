@@ -7,7 +7,6 @@ import random
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
@@ -15,6 +14,7 @@ from statestream.core import ControlTicket, Group, OpenTicket, State, StepTicket
 from statestream.v1 import inference_pb2 as pb
 from tests.client.wire import Wire, make_core, notice
 from tests.client.world import FEATURES, MODEL, World
+from tests.support.searching import searched
 
 IDS = "abcd"
 MODES = [pb.OPEN_MODE_EITHER] * 4 + [pb.OPEN_MODE_CREATE, pb.OPEN_MODE_RESUME, pb.OPEN_MODE_REPLACE]
@@ -213,12 +213,13 @@ class Program:
         assert not bound, bound
 
 
-# A session goes while its chunk has a number and is not written yet.
-@example(seed=123165, durability=pb.DURABILITY_MODE_SYNC)
-# A session fails and is reset while a step that came before the reset waits for room.
-@example(seed=47, durability=pb.DURABILITY_MODE_INTERVAL)
-@settings(max_examples=300, deadline=None)
-@given(
+@searched(
+    100,
+    300,
+    # A session goes while its chunk has a number and is not written yet.
+    {"seed": 123165, "durability": pb.DURABILITY_MODE_SYNC},
+    # A session fails and is reset while a step that came before the reset waits for room.
+    {"seed": 47, "durability": pb.DURABILITY_MODE_INTERVAL},
     seed=st.integers(0, 2**32),
     durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
 )

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
@@ -21,6 +20,7 @@ from tests.client.fake_server import Fake
 from tests.client.twins import Aio, Twin
 from tests.client.wire import Wire, make_core, notice
 from tests.client.world import FEATURES, World
+from tests.support.searching import searched
 
 
 @dataclass
@@ -103,9 +103,13 @@ class Holder:
 
 
 # A flush and, behind it, the close of one session have their turn at the same moment as the close of another.
-@example(seed=2039, durability=pb.DURABILITY_MODE_SYNC)
-@settings(max_examples=200, deadline=None)
-@given(seed=st.integers(0, 2**32), durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]))
+@searched(
+    70,
+    200,
+    {"seed": 2039, "durability": pb.DURABILITY_MODE_SYNC},
+    seed=st.integers(0, 2**32),
+    durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
+)
 def test_what_comes_before_a_close_is_answered_and_what_comes_behind_it_is_refused(
     seed: int, durability: pb.DurabilityMode
 ) -> None:
@@ -162,8 +166,7 @@ def test_what_comes_before_a_close_is_answered_and_what_comes_behind_it_is_refus
         holder.check(wire)
 
 
-@settings(max_examples=200, deadline=None)
-@given(seed=st.integers(0, 2**32))
+@searched(70, 200, seed=st.integers(0, 2**32))
 def test_a_client_that_is_closed_answers_everybody(seed: int) -> None:
     """`leave` and `give_up` at any moment of any other operation; steps go on coming in between."""
     rng = random.Random(seed)

@@ -104,14 +104,23 @@ LONG = ("anonymous", "close", "forecast", "fork", "pool")
 """Calls of so many lines that going through them takes seconds each: slow tests."""
 
 
-@pytest.mark.parametrize(
-    "what",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in (*NAMES, "close", "delete")],
-)
-def test_ctrl_c_at_any_line_leaks_nothing_and_leaves_the_client_usable(fake: Fake, what: str) -> None:
+MIDDLING = ("session", "snapshot", "stream")
+"""Those that take a second or some: each third line but in a slow test."""
+
+
+def interrupted() -> Iterator[Any]:
+    """Each call, and how many lines on it is interrupted next."""
+    for name in (*NAMES, "close", "delete"):
+        if name in MIDDLING:
+            yield pytest.param(name, 3, id=f"{name}, each third line")
+        yield pytest.param(name, 1, id=name, marks=[pytest.mark.slow] if name in (*LONG, *MIDDLING) else [])
+
+
+@pytest.mark.parametrize(("what", "each"), [*interrupted()])
+def test_ctrl_c_at_any_line_leaks_nothing_and_leaves_the_client_usable(fake: Fake, what: str, each: int) -> None:
     with statestream.connect(fake.address) as client:
         client.session("sum", "warm").close()
-        for line in range(1, 2000):
+        for line in range(1, 2000, each):
             before = settled(client)
             call = dict(calls(client, line))[what]
             interrupt = Interrupt(line)

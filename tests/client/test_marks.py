@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
@@ -18,6 +17,7 @@ from tests.client.fake_server import Fake
 from tests.client.twins import Aio, Twin
 from tests.client.wire import Wire, error_of, make_core
 from tests.client.world import FEATURES, MODEL, World
+from tests.support.searching import searched
 
 
 def ones(steps: int = 1) -> np.ndarray:
@@ -298,8 +298,12 @@ def test_giving_up_wakes_everybody_behind_a_reset(wire: Wire) -> None:
     assert not wire.core.busy
 
 
-@settings(max_examples=200, deadline=None)
-@given(seed=st.integers(0, 2**32), durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]))
+@searched(
+    70,
+    400,
+    seed=st.integers(0, 2**32),
+    durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
+)
 def test_outputs_are_a_function_of_the_steps_since_the_last_reset(seed: int, durability: pb.DurabilityMode) -> None:
     """Random schedules of steps, pools, resets, flushes, cancellations, frames, answers, lost streams and restarts."""
     rng = random.Random(seed)

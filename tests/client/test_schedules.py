@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
@@ -14,6 +13,7 @@ from statestream.core import PoolTicket, State, StepTicket
 from statestream.v1 import inference_pb2 as pb
 from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, World, split
+from tests.support.searching import searched
 
 
 @dataclass
@@ -25,8 +25,12 @@ class Caller:
     got: list[tuple[int, StepTicket | PoolTicket, int]] = field(default_factory=list)
 
 
-@settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**32), durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]))
+@searched(
+    50,
+    300,
+    seed=st.integers(0, 2**32),
+    durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
+)
 def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule(
     seed: int, durability: pb.DurabilityMode
 ) -> None:

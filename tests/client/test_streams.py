@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream import PoolError, PoolStep, aio, errors
@@ -19,6 +18,7 @@ from tests.client.fake_server import Fake
 from tests.client.twins import Aio, Connect, Sync, Twin
 from tests.client.wire import LANE, Wire, make_core
 from tests.client.world import FEATURES, World, ones, split
+from tests.support.searching import searched
 
 
 def frames(count: int, rows: int, bad: dict[int, int] | None = None) -> list[np.ndarray]:
@@ -32,8 +32,12 @@ def frames(count: int, rows: int, bad: dict[int, int] | None = None) -> list[np.
 # ── the law, in the core ───────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**32), durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]))
+@searched(
+    50,
+    300,
+    seed=st.integers(0, 2**32),
+    durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
+)
 def test_of_a_row_that_is_refused_what_came_before_is_applied_whatever_the_schedule(
     seed: int, durability: pb.DurabilityMode
 ) -> None:

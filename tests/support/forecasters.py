@@ -58,6 +58,7 @@ class Blind(nn.Module):
 
 def write(folder: Path) -> dict[str, nn.Module]:
     """Writes "deep", "ahead", "decay" and "blind" as MODELS_DIR/<name>/1; the modules."""
+    torchlib.share()
     torch.manual_seed(3)
     modules: dict[str, nn.Module] = {"deep": Deep(), "ahead": Ahead(), "decay": Decay(), "blind": Blind()}
     zeros = torch.zeros(1, 1, 8)
