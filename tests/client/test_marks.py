@@ -300,7 +300,7 @@ def test_giving_up_wakes_everybody_behind_a_reset(wire: Wire) -> None:
 
 @searched(
     70,
-    400,
+    200,
     seed=st.integers(0, 2**32),
     durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
 )

@@ -27,7 +27,7 @@ class Caller:
 
 @searched(
     50,
-    300,
+    150,
     seed=st.integers(0, 2**32),
     durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
 )

@@ -34,7 +34,7 @@ def frames(count: int, rows: int, bad: dict[int, int] | None = None) -> list[np.
 
 @searched(
     50,
-    300,
+    150,
     seed=st.integers(0, 2**32),
     durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]),
 )
