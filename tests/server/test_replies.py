@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from statestream_server.engine import digests
 from statestream_server.engine.lengths import Lengths
@@ -130,8 +130,8 @@ TestReplyWindow.settings = settings(max_examples=15, stateful_step_count=30)
 
 
 @pytest.mark.slow
-class TestReplyWindowForLonger(WindowMachine.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=30)
+def test_what_holds_holds_for_longer() -> None:
+    run_state_machine_as_test(WindowMachine, settings=settings(max_examples=60, stateful_step_count=30))
 
 
 def _one(window: ReplyWindow, row: int, start: int) -> None:

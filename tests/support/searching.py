@@ -32,7 +32,7 @@ def searched(
             settings(max_examples=examples, deadline=None)(search)()
 
         functools.update_wrapper(test, function, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
-        del test.__wrapped__  # pytest would take the function's arguments for fixtures.
+        vars(test).pop("__wrapped__")  # pytest would take the function's arguments for fixtures.
         return test
 
     return decorate

@@ -29,4 +29,4 @@ def share() -> None:
         return copy
 
     from_torchlib.shared = True  # type: ignore[attr-defined]
-    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign, assignment]
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
