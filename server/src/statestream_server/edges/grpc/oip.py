@@ -161,7 +161,7 @@ class OipServicer:
             self._caps.check(request)
             answer = await self._infer(request)
             if isinstance(answer, Encoded):
-                return streamed(answer.SerializeToString())
+                return Encoded(streamed(answer.SerializeToString()))
             return pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:
             return refusal(error, "" if isinstance(request, Unreadable) else request.id)

@@ -179,15 +179,17 @@ class OipStream:
             raise
         one.end(lambda: response, response.ByteSize())
 
-    def ended(self, one: _Request, make: Callable[[], Any] | None, nbytes: int) -> None:
-        """A request is answered by the message that `make` makes when its turn has come; without one by none."""
+    def ended(self, one: _Request, made: bytes | Callable[[], Any] | None, nbytes: int) -> None:
+        """A request is answered by a message, of these bytes or one that is made when its turn has come, or by none."""
         self._count -= 1
         if one.key and self._last.get(one.key) is one:
             del self._last[one.key]
-        if make is None:
+        if isinstance(made, bytes):
+            self._outbox.put_bytes(made, self._window, one.size)
+        elif made is None:
             self._account.give(one.size, self._window)
         else:
-            self._outbox.put_later(make, nbytes, self._window, one.size)
+            self._outbox.put_later(made, nbytes, self._window, one.size)
         if self._less is not None and not self._less.done():
             self._less.set_result(None)
 
@@ -206,15 +208,14 @@ class _Request(Asker):
         self._done: asyncio.Future[None] | None = None
 
     def answered(self, answer: bytes) -> None:
-        message = streamed(answer)
-        self.end(message, len(message))
+        self.end(streamed(answer))
 
     def failed(self, error: errors.StatestreamError) -> None:
         self.end(lambda: refusal(error, self._name.decode()), ERROR_BYTES)
 
-    def end(self, make: Callable[[], Any] | None, nbytes: int = 0) -> None:
+    def end(self, made: bytes | Callable[[], Any] | None, nbytes: int = 0) -> None:
         self._ended = True
-        self._stream.ended(self, make, nbytes)
+        self._stream.ended(self, made, nbytes)
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 

@@ -119,9 +119,9 @@ class Encoded:
         return self._data
 
 
-def streamed(answer: bytes) -> Encoded:
+def streamed(answer: bytes) -> bytes:
     """A stream's answer that is this ModelInferResponse."""
-    return Encoded(b"".join((_STREAMED, _varint(len(answer)), answer)))
+    return b"".join((_STREAMED, _varint(len(answer)), answer))
 
 
 def _field(tag: bytes, data: bytes) -> bytes:
