@@ -126,6 +126,24 @@ def test_whatever_is_known_is_what_protobuf_reads(request: pb.ModelInferRequest,
     check(known, other)
 
 
+def test_what_comes_behind_the_contents_is_not_left_out() -> None:
+    usual, other = pb.ModelInferRequest(model_name="m"), pb.ModelInferRequest(model_name="n")
+    for request in (usual, other):
+        request.parameters["sequence_id"].int64_param = 7
+        request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+        request.raw_input_contents.append(bytes(4))
+    more = pb.ModelInferRequest()
+    more.parameters["sequence_end"].bool_param = True
+    behind = more.SerializeToString()
+    # Requests of the longer one's length are known too, with a head as long.
+    other.raw_input_contents[0] = bytes(4 + len(behind))
+    known = learned(usual)
+    known.learn(TENANT, other.SerializeToString(), bare(other), b"", None, [*other.raw_input_contents])
+    assert check(known, usual.SerializeToString())
+    assert check(known, other.SerializeToString())
+    assert not check(known, usual.SerializeToString() + behind)
+
+
 def test_a_head_is_its_tenants_and_no_more_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "_MOST", 3)
     request = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(4)])

@@ -41,10 +41,11 @@ class _Cut(NamedTuple):
 
 
 class _Kept(NamedTuple, Generic[T]):
-    """A head: where the position stands in its requests, the contents in what is left of them, what is between."""
+    """A head: where the position stands in its requests, how long the rest is, the contents there, what is between."""
 
     head: T
     at: int
+    size: int
     spans: Sequence[tuple[int, int]]
     between: Sequence[tuple[int, int, bytes]]
 
@@ -113,11 +114,13 @@ class Heads(Generic[T]):
         between = [(a, b, cut.rest[a:b]) for (_, a), (b, _) in pairwise(spans)]
         kept, key = self._kept.setdefault(tenant, {}), cut.rest[:length]
         self._count += key not in kept
-        kept[key] = _Kept(head, cut.at, spans, between)
+        kept[key] = _Kept(head, cut.at, len(cut.rest), spans, between)
 
 
 def _seen(kept: _Kept[T], rest: bytes, name: bytes, position: int | None) -> Seen[T] | None:
-    """A request whose head is this; None where its contents are of other lengths."""
+    """A request whose head is this; None where its contents are of other lengths, or something comes behind them."""
+    if len(rest) != kept.size:
+        return None
     for begin, end, between in kept.between:
         if rest[begin:end] != between:
             return None
