@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -82,6 +81,8 @@ class Express:
         self._order = order
         self._budget = budget
         self._tasks = tasks
+        self._stores = checkpointer.mode != Durability.NONE
+        """Whether the store has anything of what is applied, so that a chunk can wait for that."""
         self._unsaved = list[tuple[_Chunk, Sequence[bytes]]]()
 
     def find(self, key: Key, version: int) -> tuple[Table, int] | None:
@@ -149,16 +150,13 @@ class Express:
             return False
         chunk = _Chunk(
             row, self._streams.bind_one(table, row), start, max(acked, start), steps, inputs,
-            table, table.serial.item(row), table.epoch.item(row), size, self._saves(position, durable), asker, self,
+            table, table.serial.item(row), table.epoch.item(row), size,
+            self._stores and (durable or position is None), asker, self,
         )  # fmt: skip
         if not self._coalescer.put(table, chunk, request):
             return False
         budget.held += size
         return True
-
-    def _saves(self, position: int | None, durable: bool) -> bool:
-        """Whether a chunk waits for the store, which in mode `none` has nothing of it."""
-        return (durable or position is None) and self._checkpointer.mode != Durability.NONE
 
     def save(self, chunk: _Chunk, outputs: Sequence[bytes]) -> None:
         """Saves the session of a chunk before it is answered, together with others of this turn of the loop."""
@@ -197,8 +195,7 @@ class Express:
                     chunk.answer(durable[place], outputs)
 
 
-@dataclass(slots=True)
-class _Chunk:
+class _Chunk(NamedTuple):
     """One chunk; takes its reply."""
 
     row: int

@@ -192,7 +192,6 @@ class _Asker(Asker):
     __slots__ = ("_call",)
 
     def __init__(self, call: Direct) -> None:
-        super().__init__()
         self._call = call
 
     def answered(self, answer: bytes) -> None:

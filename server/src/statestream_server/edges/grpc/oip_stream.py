@@ -15,7 +15,7 @@ from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.stream import feed
 from statestream_server.edges.oip import oip_pb2 as pb
 from statestream_server.edges.oip.answers import Encoded, streamed
-from statestream_server.edges.oip.sequences import Asker, Read, Seen, Sequences, read_sequence
+from statestream_server.edges.oip.sequences import Asker, Read, Sequences, read_sequence
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD
 
@@ -115,8 +115,7 @@ class OipStream:
         data = b""
         if isinstance(came, Undecoded):
             data = came.data
-            seen = self._sequences.seen(data, self._tenant)
-            if seen is not None and self._take_seen(seen):
+            if self._take_seen(data):
                 return True
         request: Any = came.message() if isinstance(came, Undecoded) else came
         key = before = None
@@ -135,17 +134,21 @@ class OipStream:
         task.add_done_callback(self._tasks.discard)
         return True
 
-    def _take_seen(self, seen: Seen) -> bool:
+    def _take_seen(self, data: bytes) -> bool:
+        seen = self._sequences.seen(data, self._tenant)
+        if seen is None:
+            return False
         head = seen[0]
         key = head.key[1:]
         if key in self._last:
             return False
-        one = _Request(self, key, OVERHEAD + _COPIES * head.nbytes)
+        size = OVERHEAD + _COPIES * head.nbytes
+        one = _Request(self, key, size)
         if not self._sequences.take_seen(seen, one):
             return False
         self._count += 1
         self._last[key] = one
-        self._account.take(one.size, self._window)
+        self._account.take(size, self._window)
         return True
 
     def _take_usual(self, request: Any, key: _Key, read: Read, data: bytes) -> bool:
@@ -179,17 +182,23 @@ class OipStream:
             raise
         one.end(lambda: response, response.ByteSize())
 
-    def ended(self, one: _Request, made: bytes | Callable[[], Any] | None, nbytes: int) -> None:
-        """A request is answered by a message, of these bytes or one that is made when its turn has come, or by none."""
+    def answered(self, one: _Request, message: bytes) -> None:
+        """A request is answered by this message."""
+        self._over(one)
+        self._outbox.put_bytes(message, self._window, one.size)
+
+    def ended(self, one: _Request, make: Callable[[], Any] | None, nbytes: int) -> None:
+        """A request is answered by the message that `make` makes when its turn has come; without one by none."""
+        self._over(one)
+        if make is None:
+            self._account.give(one.size, self._window)
+        else:
+            self._outbox.put_later(make, nbytes, self._window, one.size)
+
+    def _over(self, one: _Request) -> None:
         self._count -= 1
         if one.key and self._last.get(one.key) is one:
             del self._last[one.key]
-        if isinstance(made, bytes):
-            self._outbox.put_bytes(made, self._window, one.size)
-        elif made is None:
-            self._account.give(one.size, self._window)
-        else:
-            self._outbox.put_later(made, nbytes, self._window, one.size)
         if self._less is not None and not self._less.done():
             self._less.set_result(None)
 
@@ -200,7 +209,6 @@ class _Request(Asker):
     __slots__ = ("_done", "_ended", "_stream", "key", "size")
 
     def __init__(self, stream: OipStream, key: _Key | None, size: int) -> None:
-        super().__init__()
         self.key = key
         self.size = size
         self._stream = stream
@@ -208,14 +216,18 @@ class _Request(Asker):
         self._done: asyncio.Future[None] | None = None
 
     def answered(self, answer: bytes) -> None:
-        self.end(streamed(answer))
+        # As `end`: this is each step's way.
+        self._ended = True
+        self._stream.answered(self, streamed(answer))
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
 
     def failed(self, error: errors.StatestreamError) -> None:
         self.end(lambda: refusal(error, self._name.decode()), ERROR_BYTES)
 
-    def end(self, made: bytes | Callable[[], Any] | None, nbytes: int = 0) -> None:
+    def end(self, make: Callable[[], Any] | None, nbytes: int = 0) -> None:
         self._ended = True
-        self._stream.ended(self, made, nbytes)
+        self._stream.ended(self, make, nbytes)
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 

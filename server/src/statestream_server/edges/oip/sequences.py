@@ -71,11 +71,9 @@ class Asker:
 
     __slots__ = ("_began", "_head", "_name")
 
-    def __init__(self) -> None:
-        """Of nothing yet."""
-        self._head: Head
-        self._name = b""
-        self._began = 0.0
+    _head: Head
+    _name: bytes
+    _began: float
 
     def began(self, head: Head, name: bytes) -> None:
         """It is taken, under its id."""
@@ -146,10 +144,12 @@ class Sequences:
         table = head.table()
         if table is None:
             return False
-        try:
-            digest = digests.of_text(name.decode()) if name else 0
-        except UnicodeDecodeError:
-            return False
+        digest = 0
+        if name:
+            try:
+                digest = digests.of_text(name.decode())
+            except UnicodeDecodeError:
+                return False
         asker.began(head, name)
         return self._express.put(
             table, head.row, head.steps, contents, asker,
