@@ -278,7 +278,9 @@ class ReplyWindow:
                 # What was swept is acknowledged: it is in no block, and neither is anything before it.
                 there = block.entries[np.minimum(found, len(block.entries) - 1)] == entries[at]
                 at, found = at[there], found[there]
-                kept[at], before[at] = block.ends[found] > acked[at], block.before[found]
+                kept[at] = block.ends[found] > acked[at]
+                # What came before one that starts at the acknowledged position, or below it, is acknowledged.
+                before[at] = np.where(block.starts[found] > acked[at], block.before[found], NONE)
             if not kept.all():
                 places, entries, before = places[kept], entries[kept], before[kept]
                 if not len(entries):

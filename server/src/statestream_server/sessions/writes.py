@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Ints, Positions
+from statestream_server.arrays import Ints, Positions, every
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
@@ -154,17 +154,21 @@ class Writes:
         rows = capture.rows
         same = table.serial[rows] == capture.serials
         current = same & (table.epoch[rows] == capture.epochs)
-        kept = rows[current & saved]
+        good = current & saved
+        usual = every(good)
+        kept, positions = (rows, capture.positions) if usual else (rows[good], capture.positions[good])
         self.records += int(np.count_nonzero(saved))
         self.nbytes += capture.records.nbytes
         self._lease.answered(asked, table, kept)
-        table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
+        table.durable[kept] = np.maximum(table.durable[kept], positions)
+        if len(kept) and self._on_durable is not None:
+            self._on_durable(table, kept)
+        if usual:
+            return rows[:0]
         # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;
         # where this save came after, it was refused.
         table.dirty[rows[same & ~current & (table.durable[rows] < table.position[rows])]] = True
         table.dirty[rows[same & ~saved]] = True
-        if len(kept) and self._on_durable is not None:
-            self._on_durable(table, kept)
         fenced: Ints = rows[current & ~saved & ~table.claiming[rows]]
         return fenced
 
@@ -190,6 +194,9 @@ def too_large(what: str, size: int) -> errors.RecordTooLarge:
 
 def _pieces(sizes: Ints, most: int, most_bytes: int) -> Iterator[slice]:
     """Cuts rows into pieces of so many rows and bytes at most; one that is larger alone is a piece."""
+    if 0 < len(sizes) <= most and int(sizes.sum()) <= most_bytes:
+        yield slice(0, len(sizes))
+        return
     start, ends = 0, np.cumsum(sizes)
     while start < len(sizes):
         before = int(ends[start - 1]) if start else 0
