@@ -84,8 +84,9 @@ def aliases_are_read_and_edited(text: str, alias: str, version: int | None) -> N
         if not alias or (version is not None and version < 1):
             return
         with contextlib.suppress(aliases.AliasesError):
-            found = aliases.edit(Path(name), alias, version)
-            assert found == aliases.read(path)
+            aliases.edit([Path(name)], alias, version)
+            found = aliases.read(path)
+            assert found.get(alias) == version
             assert {key: value for key, value in found.items() if key != alias} == {
                 key: value for key, value in before.items() if key != alias
             }

@@ -38,7 +38,7 @@ _BACKOFF_SECONDS = 0.2
 """How long the checkpointer waits after the store did not answer."""
 _ENOUGH: Final = 128
 """Rows of a save that waits for no more: what it costs once is little then, and meanwhile the loop has others."""
-_MOST_TURNS: Final = 4
+_MOST_TURNS: Final = 32
 """Turns of the loop for which a save that is wanted waits at most, for others of the same moment to join it."""
 _MOST_SECONDS: Final = 0.002
 """After so long it waits for no further turn."""
