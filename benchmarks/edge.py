@@ -40,6 +40,8 @@ from tests.support import http2
 OURS: Final = "h2"
 EDGES: Final = (OURS, "grpcio")
 ECHO: Final = "bare echo"
+VOLATILE: Final = "h2, `--durability none`"
+"""What does not wait for the store, as servers whose sessions end with them."""
 RAW: Final = "ONNX Runtime"
 MISSING: Final = "raw streams and calls are left out: they need g++, pkg-config and libgrpc++-dev"
 _CONNECTIONS: Final = 400
@@ -201,8 +203,16 @@ def edge_options(edge: str) -> list[str]:
     return ["--edge", edge]
 
 
-def rows(servers: dict[str, Process], bare: Process, folder: Path, seconds: float, *, compiled: bool) -> list[Row]:
-    """Every comparison."""
+def rows(
+    servers: dict[str, Process],
+    volatile: Process | None,
+    bare: Process,
+    folder: Path,
+    seconds: float,
+    *,
+    compiled: bool,
+) -> list[Row]:
+    """Every comparison; `volatile` is a server of our edge that saves nothing."""
     made = folder / "models"
 
     def each(load: Callable[..., Figure], *given: Any) -> dict[str, Side]:
@@ -231,14 +241,16 @@ def rows(servers: dict[str, Process], bare: Process, folder: Path, seconds: floa
             "256 streams of the Open Inference Protocol, one step a message",
             "steps/s",
             None,
-            each(closed_loop.oip_streams, 256),
+            each(closed_loop.oip_streams, 256)
+            | ({VOLATILE: lambda: closed_loop.oip_streams(volatile, 256, seconds)} if volatile else {}),
             (30_000, 30_000),
         ),
         Row(
             "unary ModelInfer of the Open Inference Protocol, 256 callers",
             "calls/s",
             None,
-            each(closed_loop.oip_steps, 256),
+            each(closed_loop.oip_steps, 256)
+            | ({VOLATILE: lambda: closed_loop.oip_steps(volatile, 256, seconds)} if volatile else {}),
             (9_000, 17_600),
         ),
         Row(
@@ -309,8 +321,13 @@ def measure(
             servers[edge] = stack.enter_context(
                 processes.statestream(folder / "models", folder / edge, *edge_options(edge))
             )
+        volatile = None
+        if OURS in edges:
+            (folder / "volatile").mkdir()
+            options = (*edge_options(OURS), "--durability", "none")
+            volatile = stack.enter_context(processes.statestream(folder / "models", folder / "volatile", *options))
         bare = stack.enter_context(processes.echo())
-        chosen = [row for row in rows(servers, bare, folder, seconds, compiled=compiled) if only in row.name]
+        chosen = [row for row in rows(servers, volatile, bare, folder, seconds, compiled=compiled) if only in row.name]
         for turn, row in track([*itertools.product(range(rounds), chosen)], "measuring edges"):
             row.measure(turn)
     return [row.figures() for row in chosen]
