@@ -55,7 +55,7 @@ demo: $(STAMP)
 # Two runs at a time, one for each of the two processors that a small machine has; with ARGS one run of what they name.
 QUICK := -m "not compose and not chaos and not slow and not attack"
 FIRST := tests/client tests/compat tests/compliance tests/deploy tests/export tests/server/durability tests/server/models \
-  tests/server/stores tests/server/upkeep tests/model
+  tests/server/stores tests/server/upkeep
 test: $(STAMP)
 ifeq ($(strip $(ARGS)),)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-first test-second

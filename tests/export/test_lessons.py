@@ -189,6 +189,7 @@ def test_ctrl_c_in_training_leaves_no_file(tmp_path: Path) -> None:
             running.wait(2)
         running.send_signal(signal.SIGINT)
         rest, _ = running.communicate(timeout=60)
-    assert running.returncode == 1, rest
+    # Python itself ends by the signal where that came while it ran source text, as libraries do at times.
+    assert running.returncode in (1, -signal.SIGINT), rest
     assert re.search("Aborted", rest), rest
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -231,7 +231,10 @@ def test_a_bidirectional_session_is_refused_with_the_reason(tmp_path: Path) -> N
 
 
 def test_unknown_recipes_name_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'sunspot'; there are sunspots, .*ending: \./my_recipe\.py"):
+    with pytest.raises(
+        RecipeError,
+        match=r"no recipe 'sunspot' \(did you mean 'sunspots'\?\); there are sunspots, .*ending: \./my_recipe\.py",
+    ):
         load("sunspot")
     with pytest.raises(RecipeError, match="no file"):
         load(str(tmp_path / "mine.py"))

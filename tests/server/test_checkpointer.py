@@ -92,6 +92,7 @@ async def test_a_save_waits_for_what_is_about_to_run_but_not_for_long(
         await stepped(speaker, 1)
         monkeypatch.setattr(checkpointer, "_ENOUGH", enough)
         monkeypatch.setattr(checkpointer, "_MOST_SECONDS", 60.0)
+        monkeypatch.setattr(checkpointer, "_MOST_TURNS", 4)
         monkeypatch.setattr(Engine, "due", property(is_due))
         await local.server.checkpointer.checkpoint()
         assert len(turns) == asked

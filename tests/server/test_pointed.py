@@ -63,12 +63,13 @@ def test_a_version_is_served_by_its_file(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_served_the_start_fails_and_shows_both_layouts(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "it is empty; expected NAME.onnx, NAME/model.onnx or NAME/VERSION/model.onnx" in refused(tmp_path / "empty")
-    (tmp_path / "net.pt").write_bytes(b"")
-    said = refused(tmp_path, options=("--workers", "2", "--store", f"sqlite:{tmp_path / 's.db'}"))
-    assert f"there is {tmp_path.name}/empty/, {tmp_path.name}/net.pt; expected NAME.onnx" in said
-    assert "it is no .onnx file" in refused(tmp_path / "net.pt")
+    folder = tmp_path / "models"
+    (folder / "empty").mkdir(parents=True)
+    assert "it is empty; expected NAME.onnx, NAME/model.onnx or NAME/VERSION/model.onnx" in refused(folder / "empty")
+    (folder / "net.pt").write_bytes(b"")
+    said = refused(folder, options=("--workers", "2", "--store", f"sqlite:{tmp_path / 's.db'}"))
+    assert "there is models/empty/, models/net.pt; expected NAME.onnx" in said
+    assert "it is no .onnx file" in refused(folder / "net.pt")
 
 
 def test_two_paths_of_one_name_do_not_start(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def load(reference: str) -> Recipe[Any]:
     if reference not in NAMES:
         near = difflib.get_close_matches(reference, NAMES, n=1)
         raise RecipeError(
-            f"there is no recipe {reference!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are"
+            f"there is no recipe {reference!r}{f' (did you mean {near[0]!r}?)' if near else ''}; there are"
             f" {', '.join(NAMES)}. A file of your own is named with its"
             " ending: ./my_recipe.py"
         )
