@@ -135,7 +135,7 @@ def test_weights_of_another_network_leave_nothing(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:
     answer = CliRunner().invoke(train, ["sunspot", "--out", str(tmp_path)])
     assert answer.exit_code == 1
-    assert answer.output.startswith("Error: there is no recipe 'sunspot'; did you mean 'sunspots'?")
+    assert answer.output.startswith("Error: there is no recipe 'sunspot' (did you mean 'sunspots'?)")
     assert list(tmp_path.iterdir()) == []
 
 
