@@ -176,7 +176,8 @@ class Process:
             if store.startswith("sqlite:"):
                 place = default_folder(store, "proofs")
                 if place.parent.is_dir() and not os.path.lexists(place):
-                    place.symlink_to(PROOFS)
+                    with contextlib.suppress(OSError):  # The place may be one that the server is to refuse.
+                        place.symlink_to(PROOFS)
 
     @property
     def address(self) -> str:
