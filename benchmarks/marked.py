@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-READ, TURN, RUN, RUNTIME, WRITE = MARKS = ("read", "turn", "run", "runtime", "write")
+READ, RUN, RUNTIME, WRITE = ("read", "run", "runtime", "write")
 _KEPT: Final = 1_000_000
 """Marks that are kept at most, the last ones."""
 
@@ -37,13 +37,11 @@ def main() -> None:
     from statestream.cli import main as statestream
     from statestream_server.edges.h2.connection import Connection
     from statestream_server.engine.batch import Batch
-    from statestream_server.engine.engine import Engine
     from statestream_server.models.graphs.runtime import Binding
 
     marks = list[tuple[int, str]]()
     for owner, function, name in (
         (Connection, "data_received", READ),
-        (Engine, "_turn", TURN),
         (Batch, "run", RUN),
         (Binding, "run", RUNTIME),
         (Connection, "flush", WRITE),

@@ -23,6 +23,7 @@ from statestream.command import group
 from tests.support import models
 from tests.support.pages import ROOT, blocks, run_by, runner
 from tests.support.serving import process
+from tests.support.terminal import rest
 
 EXAMPLES = ROOT / "deploy" / "models"
 
@@ -222,12 +223,7 @@ def test_who_types_texts_sees_no_bar(address: str) -> None:
         while b"queen" not in seen:
             seen += os.read(outer, 4096)
         process.send_signal(signal.SIGINT)
-        try:
-            while more := os.read(outer, 4096):
-                seen += more
-        except OSError:
-            pass  # The other side is closed.
-    os.close(outer)
+        seen += rest(outer)
     assert process.returncode == 1
     assert "texts" not in seen.decode()
     assert "Aborted" in seen.decode()

@@ -21,6 +21,7 @@ from statestream import aio, progress
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
 from tests.client.world import FEATURES, ones
+from tests.support.terminal import rest
 
 Told = list[tuple[int, int | None]]
 
@@ -180,13 +181,8 @@ def test_ctrl_c_leaves_a_terminal_as_it_was(fake: Fake, piped: bool) -> None:
         while not re.search(rb"stream sum.*[1-9][0-9,]+ items", seen):
             seen += os.read(outer, 4096)
         process.send_signal(signal.SIGINT)
-        try:
-            while more := os.read(outer, 4096):
-                seen += more
-        except OSError:
-            pass  # The other side is closed.
+        seen += rest(outer)
         printed = process.stdout.read() if process.stdout else b""
-    os.close(outer)
     text = seen.decode()
     assert process.returncode == -signal.SIGINT
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is there again"

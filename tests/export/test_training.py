@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from statestream_export.training import Run, epochs, reproducible
+from tests.support.terminal import rest
 
 
 def steps(module: nn.Linear, losses: list[float | BaseException]) -> Callable[[], float]:
@@ -127,13 +128,7 @@ def test_ctrl_c_in_a_loop_of_ones_own_leaves_a_terminal_as_it_was() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"now\n"
         process.send_signal(signal.SIGINT)
-        seen = b""
-        try:
-            while more := os.read(outer, 4096):
-                seen += more
-        except OSError:
-            pass  # The other side is closed.
-    os.close(outer)
+        seen = rest(outer)
     assert process.returncode == -signal.SIGINT
     assert b"KeyboardInterrupt" in seen
     assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") == 1, "the cursor is there again"

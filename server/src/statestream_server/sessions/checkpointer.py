@@ -39,7 +39,8 @@ _BACKOFF_SECONDS = 0.2
 _ENOUGH: Final = 128
 """Rows of a save that waits for no more: what it costs once is little then, and meanwhile the loop has others."""
 _MOST_TURNS: Final = 32
-"""Turns of the loop for which a save that is wanted waits at most, for others of the same moment to join it."""
+"""Turns of the loop for which a save that is wanted waits at most, for others of the same moment to join it: where each
+is short it begins before `_MOST_SECONDS` are over."""
 _MOST_SECONDS: Final = 0.002
 """After so long it waits for no further turn."""
 _AGAIN_SECONDS = 0.01
@@ -301,7 +302,7 @@ class Checkpointer:
                 cycle.set_result(None)
 
     async def _gathered(self) -> None:
-        """Returns when what the engine is about to run has run, or is enough, or a few turns of the loop are over.
+        """Returns when what the engine is about to run has run, or is enough, or a moment is over.
 
         A save of a few costs nearly what one of a hundred does. An idle engine has nothing that would be waited for.
         """

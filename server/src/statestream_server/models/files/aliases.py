@@ -243,9 +243,7 @@ def _alone(folders: Iterable[Path]) -> Iterator[dict[Path, int]]:
             known = os.fstat(place)
             found.setdefault((known.st_ino, known.st_dev, path.name), (path, place))
         locks = {key[:2]: place for key, (_, place) in found.items()}
-        for _, place in sorted(
-            locks.items()
-        ):  # In the order in which all take them, so that no two wait for each other.
+        for _, place in sorted(locks.items()):  # All take them in this order, so that no two wait for each other.
             fcntl.flock(place, fcntl.LOCK_EX)
         yield dict(found.values())
 
