@@ -82,7 +82,15 @@ class Caller:
 
 @contextlib.asynccontextmanager
 async def connected(address: str) -> Any:
-    """A channel of its own: no connection is shared with other tests."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20)]
+    """A channel of its own: no connection is shared with other tests.
+
+    How much it takes in that nobody reads does not grow: gRPC widens its windows where answers come slowly, until all
+    that a test wanted unread has been taken.
+    """
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", 64 << 20),
+        ("grpc.http2.bdp_probe", 0),
+    ]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         yield channel
