@@ -24,8 +24,9 @@ from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.drivers.waiting import Call
 from statestream_server.engine.calls import Calls
+from statestream_server.engine.company import VAIN
 from statestream_server.engine.courtesy import BESIDE_LIVE, MOST_GIVEN
-from statestream_server.engine.engine import _VAIN, MAX_BATCH
+from statestream_server.engine.engine import MAX_BATCH
 from statestream_server.engine.predictions import Predictions
 from statestream_server.engine.scheduler import Head
 from statestream_server.engine.work import Priority
@@ -44,7 +45,8 @@ from tests.support.speaker import Answer, Refusal, Speaker, fresh_id, joined, ne
 @contextmanager
 def batches(local: Local, count: int) -> Iterator[None]:
     """While this is entered, the engine runs so many batches and then holds."""
-    scheduler, left = local.server.engine.scheduler, count
+    engine, left = local.server.engine, count
+    scheduler, lone = engine.scheduler, engine.lone
     choose = scheduler.choose
 
     def choose_some(queues: Any) -> Any:
@@ -52,12 +54,12 @@ def batches(local: Local, count: int) -> Iterator[None]:
         left -= 1
         return choose(queues) if left >= 0 else None
 
-    scheduler.choose = choose_some
+    scheduler.choose, engine.lone = choose_some, None
     try:
         yield
     finally:
-        scheduler.choose = choose
-        local.server.engine.wake()
+        scheduler.choose, engine.lone = choose, lone
+        engine.wake()
 
 
 async def test_a_wait_is_for_what_was_queued_when_it_began(local: Local) -> None:
@@ -501,13 +503,13 @@ async def test_a_chunk_that_is_always_alone_waits_for_no_company(local: Local, m
     x = {"x": np.ones((1, 1), np.float32)}
     async with Speaker(local.channel, "counter") as speaker:
         await speaker.open(fresh_id(), fresh_id())
-        for position in range(_VAIN + 1):
+        for position in range(VAIN + 1):
             await speaker.step(0, position, x)
         before = turns
-        await speaker.step(0, _VAIN + 1, x)
+        await speaker.step(0, VAIN + 1, x)
         assert turns == before + 1
-        await speaker.send_chunk([0, 1], [_VAIN + 2, 0], [x, x])
+        await speaker.send_chunk([0, 1], [VAIN + 2, 0], [x, x])
         await speaker.rows(2)
         before = turns
-        await speaker.step(0, _VAIN + 3, x)
+        await speaker.step(0, VAIN + 3, x)
         assert turns == before + 2

@@ -32,6 +32,7 @@ CLOCKS: Final = (
     "statestream_server.edges.grpc.readers.monotonic",
     "statestream_server.edges.oip.inference.time",
     "statestream_server.edges.oip.sequences.time",
+    "statestream_server.engine.alone.time",
     "statestream_server.engine.batch.time",
     "statestream_server.engine.courtesy.time",
     "statestream_server.engine.engine.time",

@@ -80,10 +80,11 @@ class Local:
         """While this is entered, chunks queue up and nothing runs."""
         scheduler, engine = self.server.engine.scheduler, self.server.engine
         choose, scheduler.choose = scheduler.choose, lambda queues: None
+        lone, engine.lone = engine.lone, None
         try:
             yield
         finally:
-            scheduler.choose = choose
+            scheduler.choose, engine.lone = choose, lone
             engine.wake()
 
     async def until(self, wanted: Any) -> None:

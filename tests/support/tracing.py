@@ -28,8 +28,8 @@ from tests.support.serving import free_settings
 
 LEGS: Final = (
     "client out",
-    "server in → lane",
-    "choose → ONNX Runtime",
+    "server in → engine",
+    "engine → ONNX Runtime",
     "commit → outbox",
     "client back",
 )
@@ -59,7 +59,7 @@ class Call(NamedTuple):
     ran: bool
 
 
-CHOOSE: Final = "engine.scheduler.Scheduler.choose"
+CHOOSE: Final = "engine.engine.Engine._turn"
 RUN: Final = "models.graphs.runtime.Binding.run"
 """Where legs end: before the first, behind the second."""
 LAST: Final = "edges.grpc.outbox.Outbox.draw"

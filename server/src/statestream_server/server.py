@@ -16,6 +16,7 @@ from statestream_server.access.grants import Access
 from statestream_server.aliasing import Aliasing
 from statestream_server.drivers.gathered import Gathering
 from statestream_server.drivers.predict import Predictor
+from statestream_server.engine.alone import Alone
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, TurnLoad
 from statestream_server.loader import Loader
@@ -28,7 +29,8 @@ from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets, Coming
 from statestream_server.sessions.admission.bounds import Bounds
-from statestream_server.sessions.admission.intake import Coalescer, Intake
+from statestream_server.sessions.admission.coalescer import Coalescer
+from statestream_server.sessions.admission.intake import Intake
 from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
 from statestream_server.sessions.express import Express
 from statestream_server.sessions.lease import Lease
@@ -117,7 +119,9 @@ class Server:
         hibernation = Hibernation(engine, checkpointer, streams)
         placement = Placement(engine, checkpointer, streams, hibernation, clock)
         gate = checkpointer if settings.durability is Durability.SYNC else lease
-        self.intake = Intake(engine, gate, Bounds(limits, clock, hibernation.make_way), clock)
+        self.intake = Intake(
+            engine, Alone(engine, quarantine), gate, Bounds(limits, clock, hibernation.make_way), clock
+        )
         self.coalescer = Coalescer(self.intake, engine)
         versions, lines, order = Versions(registry, engine, checkpointer, store), Turns(), Turns()
         claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)

@@ -96,7 +96,7 @@ async def test_sessions_that_servers_have_open_end_with_their_erasure(
                 answers = await speaker.rows(2)
                 assert {type(answer) for answer in answers if answer.handle == 0} == {Refusal}
                 assert [sums(answer) for answer in answers if not isinstance(answer, Refusal)] == [[2]]
-                assert "erased in the store" in server.output
+                assert await asyncio.to_thread(server.wait_for, "erased in the store")
                 assert "emptied" not in server.output
         found = await left(kept)
         assert {key.id for key, live in found.items() if live} == {f"y-{one.address}" for one in servers}

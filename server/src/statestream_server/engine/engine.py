@@ -19,13 +19,14 @@ from statestream.contract import errors
 from statestream_server.arrays import Ints, every
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.calls import Calls
+from statestream_server.engine.company import Company
 from statestream_server.engine.courtesy import BESIDE_LIVE, Courtesy
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.line import Line, Pace
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.queues import Queues, unloaded
 from statestream_server.engine.refusing import refuse, refuse_all
-from statestream_server.engine.scheduler import Choice, Scheduler, Statistics
+from statestream_server.engine.scheduler import Choice, Costs, Scheduler, Statistics, Why
 from statestream_server.engine.still import Still
 from statestream_server.engine.table import Table
 from statestream_server.engine.telling import tell_slow, trace, trace_end
@@ -38,12 +39,6 @@ from statestream_server.models.model import Predictor
 
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
-_MANY = 64
-"""Chunks that are worth a batch without a look at what else comes."""
-_MOST_TURNS = 16
-"""Turns of the loop that a few chunks wait at most, for company that keeps coming."""
-_VAIN = 16
-"""Chunks in a row that waited for company and had none; then one that comes alone waits no more, until one has some."""
 FEW_WAITING = 64
 """So few that wait are never too many, however long each of them takes."""
 MAX_BATCH = 4096
@@ -72,6 +67,8 @@ class Engine:
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
+        self.lone: Callable[[], bool] | None = None
+        """Called before those where nothing waits: runs what came by itself, see alone.py; whether it did."""
         self.ended: list[Callable[[], None]] = []
         """Called when a batch has ended and all who waited for it were told."""
         self._tables: dict[Lane, Table] = {}
@@ -82,7 +79,7 @@ class Engine:
         self._backlog = False
         """Whether something waited when the last batch had ended."""
         self._due = False
-        self._arrived = self._gathered = self._turns = self._vain = 0
+        self._company = Company()
         self.courtesy = Courtesy()
         self._slabs = Still()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -224,46 +221,24 @@ class Engine:
 
     def wake(self, arrived: int = 0) -> None:
         """Lets the engine look for work in the next turn of the loop, as so many chunks or calls arrived."""
-        self._arrived += arrived
+        self._company.arrived += arrived
         if not self._due and self._loop is not None:
             self._due = True
             self._loop.call_soon(self._turn)
-
-    def _more_to_come(self) -> bool:
-        """Whether a turn that brought something is worth another before a batch runs.
-
-        A few chunks cost a batch as much as a hundred. While each turn of the loop brings more, and they are few,
-        the next costs less than a batch. Nothing is waited for: an idle loop runs at once what it has. Nor is it where
-        something waits already: what came too much would be all that is done.
-        """
-        arrived, self._arrived = self._arrived, 0
-        self._gathered += arrived
-        self._turns += 1
-        lone = self._gathered == 1
-        if (
-            arrived
-            and not self._backlog
-            and self._gathered < _MANY
-            and self._turns < _MOST_TURNS
-            and not (lone and self._vain >= _VAIN)
-        ):
-            return True
-        if self._gathered:
-            self._vain = self._vain + 1 if lone else 0
-        self._gathered = self._turns = 0
-        return False
 
     def _turn(self) -> None:
         """One turn of the loop: takes in what came, chooses a batch, runs it and commits it."""
         if self._loop is None:
             return
-        if self._more_to_come():
+        if self._company.keeps_coming(backlog=self._backlog):
             self._loop.call_soon(self._turn)
             return
         try:
+            if self.lone is not None and self._on_thread is None and not self._waits():
+                self.lone()
             for hand_over in tuple(self.feeds):
                 hand_over()
-            self._due, self._arrived = False, 0
+            self._due, self._company.arrived = False, 0
             if self._on_thread is not None:
                 return
             queues: list[Lane | Predictions] = [lane for lane in self._tables if lane.queued]
@@ -288,7 +263,7 @@ class Engine:
             else:
                 self._pass_marks(self._tables[choice.queue], choice.priority)
                 return
-            if batch.costs.predict(batch.count, batch.steps) < INLINE_SECONDS:
+            if is_short(batch.costs, batch.count, batch.steps):
                 self._ended(choice, batch, batch.run())
             else:
                 self.statistics.threaded += 1
@@ -354,23 +329,40 @@ class Engine:
                 refuse_all(self.statistics, batch, ended)
             if self.tracer is not None:
                 trace_end(self.tracer, ended)
-        self._backlog = any([lane.queued for lane in self._tables]) or any(map(len, self._calls.by_graph.values()))
+        self._backlog = self._waits()
         if self._backlog:
             self.line.shared(chain.from_iterable([table.tenants for table in self._tables.values()]))
             self.wake()
         elif self.line.several:
             self.line.shared(())
+        ran, row = seconds, None
+        if isinstance(batch, Batch):
+            ran, row = batch.ran, batch.rows.item(0) if batch.count == 1 else None
+        self.note(of, batch.count, batch.steps, batch.why, waited, seconds, ran, row, choice.priority)
+
+    def note(
+        self, of: Table | Predictions, count: int, steps: int, why: Why, waited: float, seconds: float, ran: float,
+        row: int | None, priority: Priority = Priority.LIVE,
+    ) -> None:  # fmt: skip
+        """Notes, once all who waited for it were told, that rows (`row`, where it was one) ran for so many steps each.
+
+        The oldest had `waited`; it took `seconds`, of which the model itself `ran`.
+        """
         for told in self.ended:
             told()
         # What no caller waits for.
-        if batch.count >= NOTED_ROWS:
-            self._load.note(batch.count)
+        if count >= NOTED_ROWS:
+            self._load.note(count)
         for statistics in (self.statistics, of.statistics):
-            statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+            statistics.count(count, steps, seconds, why, waited)
         # What a forecast of many paths waits for is its own rows.
-        if waited + seconds > self.slow and choice.priority is not Priority.FORECAST:
-            tell_slow(of, batch, waited, seconds)
+        if waited + seconds > self.slow and priority is not Priority.FORECAST:
+            tell_slow(of, count, steps, waited, seconds, ran, row)
         self.courtesy.over = time.perf_counter()
+
+    def _waits(self) -> bool:
+        """Whether something waits or runs."""
+        return any([lane.queued for lane in self._tables]) or any(map(len, self._calls.by_graph.values()))
 
     def _passed(self, seconds: float) -> float:
         """The seconds that a batch held up what waits: those that it ran, and those before it since the last one."""
@@ -397,3 +389,8 @@ class Engine:
         for work, places, _ in table.lane.advance(parts, 0, None, self.line.behind()).finished:
             work.sink.completed(work, places)
         self.wake()
+
+
+def is_short(costs: Costs, count: int, steps: int) -> bool:
+    """Whether rows of so many steps are predicted to run so shortly that they run in a turn of the loop."""
+    return costs.predict(count, steps) < INLINE_SECONDS

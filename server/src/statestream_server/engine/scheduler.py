@@ -103,6 +103,11 @@ class Scheduler:
         head, queue = heads[chosen]
         return Choice(queue, chosen, head.steps, head.age)
 
+    def only(self, priority: Priority) -> None:
+        """Notes that a class runs which alone has something to do."""
+        self._before = self._now
+        self._now = self._virtual[priority] = max(self._virtual[priority], self._now)
+
     def put_back(self) -> None:
         """Notes that what was chosen last does not run now: whoever comes meanwhile is ahead of it, as if before it."""
         self._now = self._before

@@ -44,17 +44,17 @@ def trace_end(tracer: Tracer, ended: Ended) -> None:
             work.unders = ()
 
 
-def tell_slow(of: Table | Predictions, batch: Batch | Together, waited: float, seconds: float) -> None:
-    """Writes why the oldest work of a batch took as long."""
-    ran = batch.ran if isinstance(batch, Batch) else seconds
+def tell_slow(
+    of: Table | Predictions, count: int, steps: int, waited: float, seconds: float, ran: float, row: int | None
+) -> None:
+    """Writes why the oldest work of a batch took as long; `row` is whose it is, where there is one."""
     parts = {"queue": waited, "batch": seconds - ran, "run": ran}
     about: dict[str, object] = {"seconds": round(waited + seconds, 3)}
     what = "calls of Predict"
     if isinstance(of, Table):
         what = f"{of.model.name} version {of.model.version}"
         about |= {"model": of.model.name, "version": of.model.version}
-        if batch.count == 1 and isinstance(batch, Batch):
-            row = int(batch.rows[0])
+        if row is not None:
             about |= {"session": of.ids[row], "tenant": of.tenant[row] if of.ids[row] is not None else None}
     log.warning(
         "slow step of %s: %.3f s, mostly in %s (%s); %d rows of %d steps",
@@ -62,7 +62,7 @@ def tell_slow(of: Table | Predictions, batch: Batch | Together, waited: float, s
         waited + seconds,
         max(parts, key=parts.__getitem__),
         ", ".join(f"{name} {part:.3f} s" for name, part in parts.items()),
-        batch.count,
-        batch.steps,
+        count,
+        steps,
         extra=about,
     )

@@ -17,8 +17,8 @@ from statestream_server.arrays import Array
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD, Budget
+from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.admission.complaints import OVERTAKEN
-from statestream_server.sessions.admission.intake import Coalescer
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.streams import Streams

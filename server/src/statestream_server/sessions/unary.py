@@ -17,8 +17,9 @@ from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admission.accounts import COPIES, Budget, Coming
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.admission.complaints import OVERTAKEN
-from statestream_server.sessions.admission.intake import Coalescer, Intake
+from statestream_server.sessions.admission.intake import Intake
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.sessions import Sessions

@@ -1,37 +1,33 @@
 """The intake: what becomes of a chunk that comes (applied, answered again, or refused), and how it is committed.
 
 All rules compare columns, so a frame of a thousand sessions costs what one comparison costs; only duplicates and
-refusals are looked at one by one. A thousand streams with a session each send a thousand frames: those that arrive
-before the engine runs its next batch are laid out as columns first, by the coalescer, and go in as one. No I/O; time
-comes from outside.
+refusals are looked at one by one. A single step that comes while nothing else waits is compared by itself, and where
+it is as usual runs at once. No I/O; time comes from outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import add, attrgetter
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, Positions, counting, every, same, some
+from statestream_server.engine.alone import Alone
 from statestream_server.engine.digests import OLDER
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.lengths import Lengths, alike
+from statestream_server.engine.lengths import alike
 from statestream_server.engine.marks import RESET, Marks
 from statestream_server.engine.replies import NONE
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
 from statestream_server.sessions.admission.bounds import Bounds
-from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.chunks import Chunks
 from statestream_server.sessions.admission.complaints import complain, tell_overtaken
+from statestream_server.sessions.admission.senders import LARGE, Senders, Single
 from statestream_server.sessions.admission.taps import Taps
 from statestream_server.sessions.releases import Release
-
-LARGE: Final = 1 << 20
-"""Where a single chunk has outputs of more bytes than that, they are not copied as bytes before they are sent."""
 
 
 class Gate(Protocol):
@@ -47,9 +43,10 @@ class Gate(Protocol):
 class Intake:
     """Takes chunks in, and hears of the engine what became of them."""
 
-    def __init__(self, engine: Engine, gate: Gate, bounds: Bounds, clock: Callable[[], float]) -> None:
-        """Chunks go to `engine`, their replies through `gate`; `clock` gives seconds that never go back."""
+    def __init__(self, engine: Engine, alone: Alone, gate: Gate, bounds: Bounds, clock: Callable[[], float]) -> None:
+        """Chunks go to `engine`, or run `alone`, their replies through `gate`; `clock` never goes back, in seconds."""
         self._engine = engine
+        self._alone = alone
         self._gate = gate
         self._bounds = bounds
         self._clock = clock
@@ -85,6 +82,50 @@ class Intake:
             table.unacknowledged[rows] = 1 if settled else table.unacknowledged[rows] + 1
             table.queued[rows] = chunks.ends
             self._engine.submit(table, chunks, Priority.LIVE, self)
+
+    def step(self, table: Table, single: Single) -> bool:
+        """Runs a single step, and answers it, where nothing waits for the engine and all is as usual; whether it did.
+
+        As usual is: one step, from where its session stands, by whoever has it, with all replies acknowledged. What is
+        not is left as it was, for `accept`.
+        """
+        if single.steps != 1 or not self._alone.takes(table) or self.taps.watched:
+            return False
+        number, bounds = single.row, self._bounds
+        start, row = single.start, np.array([number])
+        if (
+            not start == single.acked == table.position.item(number) == table.queued.item(number)
+            or table.binding.item(number) != single.binding
+            or table.output_bytes > min(LARGE, bounds.most_answer)
+            or table.replies.nbytes > bounds.most_replies
+        ):
+            return False
+        inputs = [
+            np.frombuffer(data, dtype).reshape(1, 1, *shape)
+            for data, (dtype, shape) in zip(single.inputs, table.inputs, strict=True)
+        ]
+
+        def commit(outputs: Sequence[Array]) -> None:
+            packed, end = [array[0] for array in outputs], start + 1
+            table.replies.acked[number] = start
+            table.unacknowledged[number] = 1
+            table.queued[number] = table.position[number] = end
+            table.used[number] = self._clock()
+            table.dirty[number] = True
+            if table.named:
+                table.request[number] &= OLDER
+            starts, ends = np.array([start], np.uint64), np.array([end], np.uint64)
+            table.replies.append(row, starts, ends, alike(1, 1), packed, inputs=[array[0] for array in inputs])
+            if self._gate.lets_go(table, row):
+                single.result(table.durable.item(number), [array.tobytes() for array in packed])
+                return
+            chunks = Chunks(
+                row, alike(1, 1), (), table=table, handles=counting(1), starts=starts, ends=ends, acked=starts,
+                receiver=Senders((single,)),
+            )  # fmt: skip
+            self._release(chunks, lambda _: chunks.receiver.results(chunks, packed))
+
+        return self._alone.step(table, row, inputs, commit)
 
     def acknowledge(self, table: Table, rows: Ints, acked: Positions) -> bool:
         """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most.
@@ -217,181 +258,3 @@ class Intake:
             )
 
         work.receiver.refused(work.bare(places), gap)
-
-
-class Single(Protocol):
-    """One chunk; who sent it gets its reply by one of these methods."""
-
-    @property
-    def row(self) -> int:
-        """The session's row."""
-
-    @property
-    def binding(self) -> int:
-        """The claim under which the sender has it."""
-
-    @property
-    def start(self) -> int:
-        """The position at which the chunk starts."""
-
-    @property
-    def acked(self) -> int:
-        """The position up to which the caller has the replies."""
-
-    @property
-    def steps(self) -> int:
-        """Its steps."""
-
-    @property
-    def inputs(self) -> Sequence[bytes]:
-        """The bytes of every input, checked against the signature."""
-
-    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
-        """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output."""
-
-    def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
-        """The same of a chunk with large outputs, as views of arrays that nobody changes."""
-
-    def refused(self, error: errors.StatestreamError) -> None:
-        """The chunk was not applied."""
-
-    def overtaken(self) -> None:
-        """The chunk was applied and gets no reply; see Receiver."""
-
-
-_COLUMNS: Final = attrgetter("row", "binding", "start", "acked", "steps", "inputs")
-
-
-class Coalescer:
-    """What arrived since the last batch began, by table."""
-
-    def __init__(self, intake: Intake, engine: Engine) -> None:
-        """Nothing arrived. The engine asks for what came before it chooses a batch."""
-        self._intake = intake
-        self._engine = engine
-        engine.feeds.append(self.empty)
-        self._arrived: dict[int, tuple[Table, dict[int, Single]]] = {}
-        self._requests: dict[tuple[int, int], int] = {}
-        """The digests of request ids, by table and row; few have one."""
-        self._unders: dict[int, list[Any]] = {}
-        """By table: the frames that they came with, where these are traced."""
-
-    def put(self, table: Table, single: Single, request: int = 0) -> bool:
-        """Takes a chunk, which goes on with the next turn of the engine; `request` is the digest of a request id.
-
-        Returns:
-            False where one of its session lies here already: then `empty` comes before this one.
-        """
-        arrived = self._arrived.get(id(table))
-        if arrived is None:
-            arrived = self._arrived[id(table)] = table, {}
-        singles = arrived[1]
-        if single.row in singles:
-            return False
-        singles[single.row] = single
-        if request:
-            self._requests[id(table), single.row] = request
-        if self._engine.tracer is not None:
-            self._unders.setdefault(id(table), []).extend(self._engine.tracer.queued())
-        self._engine.wake(1)
-        return True
-
-    def empty(self) -> None:
-        """Passes on what arrived. Call it before anything that must come after."""
-        arrived, self._arrived = self._arrived, {}
-        requests, self._requests = self._requests, {}
-        tracer = self._engine.tracer
-        for table, singles in arrived.values():
-            if tracer is None:
-                self._pass_on(table, tuple(singles.values()), requests)
-                continue
-            unders = self._unders.pop(id(table), [])
-            with tracer.within(unders):
-                self._pass_on(table, tuple(singles.values()), requests)
-            tracer.ended(unders)
-
-    def holds(self, table: Table, row: int) -> bool:
-        """Whether a chunk of a session arrived and was not passed on."""
-        arrived = self._arrived.get(id(table))
-        return arrived is not None and row in arrived[1]
-
-    def _pass_on(self, table: Table, singles: Sequence[Single], requests: Mapping[tuple[int, int], int]) -> None:
-        numbers, bindings, starts, acked, steps, inputs = zip(*map(_COLUMNS, singles), strict=True)
-        rows = np.array(numbers, np.int64)
-        if not same(table.binding[rows], np.array(bindings, np.int64)):
-            here = table.binding[rows] == bindings
-            moved = errors.SessionMoved("the session was opened anew, or left, before the chunk ran")
-            for place in np.flatnonzero(~here).tolist():
-                singles[place].refused(moved)
-            singles = [singles[place] for place in np.flatnonzero(here).tolist()]
-            if singles:
-                self._pass_on(table, singles, requests)
-            return
-        if self._engine.line.several:
-            # Each tenant has a place of its own in the line.
-            apart = dict[str, list[Single]]()
-            for tenant, single in zip(table.tenant[rows].tolist(), singles, strict=True):
-                apart.setdefault(tenant, []).append(single)
-            if len(apart) > 1:
-                for theirs in apart.values():
-                    self._pass_on(table, theirs, requests)
-                return
-        uniform = steps.count(steps[0]) == len(steps)
-        named = [requests.get((id(table), row), 0) for row in numbers] if requests else ()
-        self._intake.accept(
-            Chunks(
-                rows,
-                alike(len(steps), steps[0]) if uniform else Lengths.of(np.array(steps, np.int64)),
-                [
-                    np.frombuffer(b"".join(parts), dtype).reshape(-1, *shape)
-                    for (dtype, shape), parts in zip(table.inputs, zip(*inputs, strict=True), strict=True)
-                ],
-                table=table,
-                handles=counting(len(rows)),
-                starts=np.array(starts, np.uint64),
-                ends=np.array(list(map(add, starts, steps)), np.uint64),
-                acked=np.array(acked, np.uint64),
-                receiver=_Senders(singles),
-                requests=np.array(named, np.uint64) if any(named) else None,
-            )
-        )
-
-
-@dataclass(slots=True)
-class _Senders:
-    """Hands replies to those who sent the chunks; the handles of its chunks are places in this list."""
-
-    singles: Sequence[Single]
-
-    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
-        offset, lengths = 0, chunks.lengths
-        if chunks.table.output_bytes * (lengths.each or int(lengths.column.max())) > LARGE:
-            self._large(chunks, lengths, outputs)
-            return
-        durable = chunks.table.durable[chunks.rows].tolist()
-        steps_of = [lengths.each] * lengths.count if lengths.each else lengths.column.tolist()
-        # Cutting bytes costs a tenth of what cutting arrays costs.
-        data = [(array.tobytes(), array.nbytes // lengths.total) for array in outputs]
-        for place, steps, position in zip(chunks.handles.tolist(), steps_of, durable, strict=True):
-            end = offset + steps
-            cut = [whole[offset * width : end * width] for whole, width in data]
-            self.singles[place].result(position, cut)
-            offset = end
-
-    def repeated(self, chunks: Chunks, entries: Ints) -> None:
-        self._large(chunks, *chunks.table.replies.outputs(entries))
-
-    def _large(self, chunks: Chunks, lengths: Lengths, outputs: Sequence[Array]) -> None:
-        """Copies nothing: what is written when its turn comes need not be bytes now."""
-        durable = chunks.table.durable[chunks.rows].tolist()
-        for place, (sender, position) in enumerate(zip(chunks.handles.tolist(), durable, strict=True)):
-            one = np.asarray([place])
-            self.singles[sender].large(position, lengths.take(one), lengths.pack(outputs, one))
-
-    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
-        for place, sender in enumerate(chunks.handles.tolist()):
-            self.singles[sender].refused(error_at(refusal, place))
-
-    def overtaken(self, chunks: Chunks) -> None:
-        for sender in chunks.handles.tolist():
-            self.singles[sender].overtaken()
