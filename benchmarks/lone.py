@@ -10,6 +10,7 @@ import tempfile
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,15 +27,15 @@ from benchmarks.marked import READ, RUN, RUNTIME, WRITE
 STAGES: Final = (
     "client: the step becomes a frame and leaves; the server wakes",
     "server: reads the frame, checks its bytes",
-    "server: position, duplicates, bounds; a batch is chosen",
-    "server: rows and inputs in, checks, rows out",
+    "server: position, acknowledgement, bounds; nothing else waits",
+    "server: rows and inputs in",
     "server: ONNX Runtime",
-    "server: position and reply kept, the answer's bytes",
+    "server: checks, rows out; position and reply kept, the answer's bytes",
     "server: writes to the socket",
     "client: wakes, reads, the caller goes on",
 )
 PASSED: Final = (
-    f"{READ}+", f"{READ}-", f"{RUN}+", f"{RUNTIME}+", f"{RUNTIME}-", f"{RUN}-", f"{WRITE}+", f"{WRITE}-"
+    f"{READ}+", f"{READ}-", f"{RUN}+", f"{RUNTIME}+", f"{RUNTIME}-", f"{WRITE}+", f"{WRITE}-"
 )  # fmt: skip
 """What every step passes, in order."""
 _WARM: Final = 300
@@ -84,10 +85,7 @@ def stages(marks: Sequence[tuple[int, str]], trips: Sequence[tuple[int, int]]) -
                 seen.append(at)
         if len(seen) < len(PASSED):
             continue
-        read, was_read, runs, runtime, computed, ran, writes, wrote = seen
-        model = computed - runtime
-        cuts = [read - begin, was_read - read, runs - was_read, ran - runs - model, model, writes - ran]
-        parts.append([each / 1e3 for each in (*cuts, wrote - writes, end - wrote)])
+        parts.append([(after - before) / 1e3 for before, after in pairwise([begin, *seen, end])])
     columns = np.quantile(np.asarray(parts), [0.5, 0.25, 0.75], axis=0)
     return [list(map(float, column)) for column in columns.T]
 

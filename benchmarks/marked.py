@@ -36,13 +36,13 @@ def marked(function: Callable[..., Any], name: str, marks: list[tuple[int, str]]
 def main() -> None:
     from statestream.cli import main as statestream
     from statestream_server.edges.h2.connection import Connection
-    from statestream_server.engine.batch import Batch
+    from statestream_server.engine.alone import Alone
     from statestream_server.models.graphs.runtime import Binding
 
     marks = list[tuple[int, str]]()
     for owner, function, name in (
         (Connection, "data_received", READ),
-        (Batch, "run", RUN),
+        (Alone, "step", RUN),
         (Binding, "run", RUNTIME),
         (Connection, "flush", WRITE),
     ):
