@@ -33,7 +33,10 @@ CLIENT: Final = ROOT / "client" / "src" / "statestream"
 AIO: Final = CLIENT / "aio"
 SYNC: Final = CLIENT / "sync"
 
-OWN: Final = {"__init__.py", "awaiting.py", "link.py", "opening.py", "status.py", "waiting.py", "wakeup.py"}
+OWN: Final = {
+    "__init__.py", "awaiting.py", "begun.py", "link.py", "opening.py", "status.py",
+    "waiting.py", "wakeup.py", "writing.py",
+}  # fmt: skip
 """Modules of aio/ that are not carried over; sync/ has its own of some of these names."""
 
 ONLY: Final = "# asyncio only"

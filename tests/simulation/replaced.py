@@ -24,6 +24,8 @@ BEGAN: Final = 1_700_000_000.0
 
 CLOCKS: Final = (
     "statestream.aio.link.time",
+    "statestream.aio.wakeup.time",
+    "statestream.aio.writing.time",
     "statestream.aio.calling.time",
     "statestream.aio.copying.time",
     "statestream.shards.time",

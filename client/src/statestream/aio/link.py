@@ -17,6 +17,7 @@ from statestream.aio.channels import channel_to
 from statestream.aio.status import status_of
 from statestream.aio.waiting import Attempt, Done
 from statestream.aio.wakeup import Wakeup
+from statestream.aio.writing import Writer
 from statestream.backoff import FIRST
 from statestream.budget import look_after
 from statestream.calls import Attempts, read_code, read_rpc_error
@@ -54,6 +55,7 @@ class Link:
         self._call: Any = None
         self._online = asyncio.Event()
         self._wakeup = Wakeup(self._loop)
+        self._writer = Writer(core, self.state, self._wakeup)
         self._over = asyncio.Event()
         self._closed = False
         self._hopeless: StatestreamError | None = None
@@ -119,7 +121,7 @@ class Link:
             self.state.tracing.asked()
         ticket.waiter = done = self._loop.create_future()
         self.core.step(ticket, before)
-        self._wakeup.set()
+        self._writer.stepped()
         return done
 
     def forget(self, ticket: Ticket) -> None:
@@ -273,7 +275,7 @@ class Link:
         call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=state.stream_metadata)
         said: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: said.append(status_of(call)))
-        writer = asyncio.create_task(self._write(call), name="statestream-writer")
+        writer = asyncio.create_task(self._writer.write(call), name="statestream-writer")
         watcher = asyncio.create_task(self._watch(call), name="statestream-watcher")
         self._online.set()
         try:
@@ -329,30 +331,6 @@ class Link:
         await self._release_channel()
         return False
 
-    async def _write(self, call: Any) -> None:
-        """Writes frames as the core has them; steps gather while a write is awaited."""
-        core, wakeup = self.core, self._wakeup
-        try:
-            while not self.state.renewing:
-                request = core.next_request(time.monotonic())
-                if request is not None:
-                    if self.state.tracing is not None:
-                        self.state.tracing.wrote(request)
-                    await call.write(request)
-                    continue
-                wakeup.clear()
-                due = core.due()
-                if due is None:
-                    await wakeup.wait()
-                else:
-                    await self._rung_until(due)
-            await call.done_writing()
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            return  # The call is over; its reader sees why.
-        except Exception:
-            call.cancel()  # Else its reader would wait for ever; it finds the fault here.
-            raise
-
     async def _watch(self, call: Any) -> None:
         """Tells callers whom the server does not answer, and ends a stream on which nothing comes any more."""
         while True:
@@ -370,14 +348,7 @@ class Link:
             if now >= until or stop():
                 return
             self._wakeup.clear()
-            await self._rung_until(min(until, now + 0.25))
-
-    async def _rung_until(self, due: float) -> None:
-        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._wakeup.set)
-        try:
-            await self._wakeup.wait()
-        finally:
-            timer.cancel()
+            await self._wakeup.rung(min(until, now + 0.25))
 
     async def _release_channel(self) -> None:
         channel, self._channel = self._channel, None

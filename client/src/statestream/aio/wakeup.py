@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 
 class Wakeup:
@@ -33,3 +34,14 @@ class Wakeup:
         if self._set:
             waiter.set_result(None)
         return waiter
+
+    async def rung(self, due: float | None) -> None:
+        """Returns with the next call, or when `time.monotonic` is `due`, if that is sooner."""
+        if due is None:
+            await self.wait()
+            return
+        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self.set)
+        try:
+            await self.wait()
+        finally:
+            timer.cancel()
