@@ -24,11 +24,10 @@ from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.drivers.waiting import Call
 from statestream_server.engine.calls import Calls
-from statestream_server.engine.company import VAIN
 from statestream_server.engine.courtesy import BESIDE_LIVE, MOST_GIVEN
 from statestream_server.engine.engine import MAX_BATCH
 from statestream_server.engine.predictions import Predictions
-from statestream_server.engine.scheduler import Head
+from statestream_server.engine.scheduler import VAIN, Head
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import BatchPolicy
 from statestream_server.quarantine.quarantine import Quarantine

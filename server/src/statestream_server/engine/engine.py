@@ -19,14 +19,13 @@ from statestream.contract import errors
 from statestream_server.arrays import Ints, every
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.calls import Calls
-from statestream_server.engine.company import Company
 from statestream_server.engine.courtesy import BESIDE_LIVE, Courtesy
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.line import Line, Pace
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.queues import Queues, unloaded
 from statestream_server.engine.refusing import refuse, refuse_all
-from statestream_server.engine.scheduler import Choice, Costs, Scheduler, Statistics, Why
+from statestream_server.engine.scheduler import Choice, Company, Costs, Scheduler, Statistics, Why
 from statestream_server.engine.still import Still
 from statestream_server.engine.table import Table
 from statestream_server.engine.telling import tell_slow, trace, trace_end

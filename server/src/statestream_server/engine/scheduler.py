@@ -1,5 +1,7 @@
 """Which batch runs next (classes by share, then the group whose head waits longest), how large it is to be, what ran.
 
+Whether a few chunks wait for more before they make one is looked at by turns of the loop.
+
 What a batch will cost is taken from the seconds that others took, by size. What ran is counted in integers: the hot
 path counts, whoever wants to know reads (metrics.py, ServerService.GetStatistics). No I/O, no clock.
 """
@@ -42,6 +44,13 @@ SIZES: Final = 13
 """Sizes by powers of two: 1, 2, 3–4, 5–8, … up to 4,096 rows."""
 WAITS: Final = 26
 """Waits, and runs, by powers of two of microseconds: below 1, 2, 4, … up to 33 s."""
+
+MANY: Final = 64
+"""Chunks that are worth a batch without a look at what else comes."""
+MOST_TURNS: Final = 16
+"""Turns of the loop that a few chunks wait at most, for company that keeps coming."""
+VAIN: Final = 16
+"""Chunks in a row that waited for company and had none; then one that comes alone waits no more, until one has some."""
 
 
 class Head(NamedTuple):
@@ -118,6 +127,42 @@ class Scheduler:
         had.batches += 1
         had.seconds += seconds
         self._virtual[priority] += seconds / SHARES[priority]
+
+
+class Company:
+    """What came since the last batch, counted by turns of the loop."""
+
+    __slots__ = ("_gathered", "_turns", "_vain", "arrived")
+
+    def __init__(self) -> None:
+        """Nothing came."""
+        self.arrived = 0
+        """Chunks or calls that came in this turn."""
+        self._gathered = self._turns = self._vain = 0
+
+    def keeps_coming(self, *, backlog: bool) -> bool:
+        """Whether a turn that brought something is worth another before a batch runs.
+
+        A few chunks cost a batch as much as a hundred. While each turn of the loop brings more, and they are few,
+        the next costs less than a batch. Nothing is waited for: an idle loop runs at once what it has. Nor is it where
+        something waits already (`backlog`): what came too much would be all that is done.
+        """
+        arrived, self.arrived = self.arrived, 0
+        self._gathered += arrived
+        self._turns += 1
+        lone = self._gathered == 1
+        if (
+            arrived
+            and not backlog
+            and self._gathered < MANY
+            and self._turns < MOST_TURNS
+            and not (lone and self._vain >= VAIN)
+        ):
+            return True
+        if self._gathered:
+            self._vain = self._vain + 1 if lone else 0
+        self._gathered = self._turns = 0
+        return False
 
 
 class Costs:
