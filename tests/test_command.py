@@ -13,12 +13,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from statestream import cli
 from statestream.command import group
 from tests.support import models
 from tests.support.pages import ROOT, blocks, run_by, runner
@@ -204,6 +206,17 @@ def test_where_nothing_answers_it_says_what_does(call: Callable[..., str]) -> No
         closed.bind(("127.0.0.1", 0))  # It does not listen.
         said = call("run", "sunspots", "-a", f"127.0.0.1:{closed.getsockname()[1]}", "--timeout", "0.3", code=1)
     assert "`statestream serve MODELS` starts one, -a HOST:PORT says where another is" in said
+
+
+def test_a_ctrl_c_before_the_command_is_there_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_spec(name: str, *_: object) -> None:
+        if name == "statestream.command.group":
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "statestream.command.group")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=find_spec), *sys.meta_path])
+    with pytest.raises(SystemExit, match="Aborted!"):
+        cli.main()
 
 
 @pytest.mark.slow

@@ -17,8 +17,10 @@ def main() -> None:
     # What gRPC's core writes on standard error by itself, a line a try, an error says in one.
     if sys.argv[1:2] != ["serve"]:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from statestream.command.group import main as command
-
+    try:
+        from statestream.command.group import main as command
+    except KeyboardInterrupt:  # As click says it, whose turn it is only from here on.
+        sys.exit("Aborted!")
     command()
 
 
