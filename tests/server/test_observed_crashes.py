@@ -72,17 +72,19 @@ def test_a_scored_reply_that_nobody_saw_comes_again_after_a_sigkill(observers_di
     """It is in the record with its scores, beside replies that have none; so is the past that they go by."""
     store, x = f"sqlite:{tmp_path / 's.db'}", np.random.default_rng(4).standard_normal((12, 1)).astype(np.float32)
     options = ("--store", store, "--durability", "sync", "--log-level", "warning")
-    with process(observers_dir, *options) as server, statestream.connect(server.address) as client:
-        with client.session("heard") as session:
-            expected = [session.step(x[at : at + 3], score=at != 3) for at in (0, 3, 6, 9)]
-        first = client.session("heard", id="k")
-        told = (
-            list(first.stream([x[:3]], score=True))
-            + list(first.stream([x[3:6]]))
-            + list(first.stream([x[6:9]], score=True))
-        )
-        assert [raw(each) for each in told] == [raw(each) for each in expected[:3]]
-        server.kill()
+    with process(observers_dir, *options) as server:
+        with statestream.connect(server.address) as client:
+            with client.session("heard") as session:
+                expected = [session.step(x[at : at + 3], score=at != 3) for at in (0, 3, 6, 9)]
+            first = client.session("heard", id="k")
+            told = (
+                list(first.stream([x[:3]], score=True))
+                + list(first.stream([x[3:6]]))
+                + list(first.stream([x[6:9]], score=True))
+            )
+            assert [raw(each) for each in told] == [raw(each) for each in expected[:3]]
+            server.kill()
+        # It is gone before the server is back: else it would come again, and say that it has them all.
         server.start()
         with statestream.connect(server.address) as other, other.session("heard", id="k", return_replies=True) as again:
             replies = dict(again.replies)
