@@ -136,6 +136,22 @@ async def test_a_call_that_is_over_ends_the_writer_without_a_word() -> None:
     assert world.call.ended is None
 
 
+async def test_a_write_that_nobody_sees_to_is_ended_with_the_writer() -> None:
+    """What becomes of it is nobody's then: gRPC's failure of it would be told of as one that was never retrieved."""
+    world, waits = World(), asyncio.get_running_loop().create_future()
+    await world.alone()
+
+    async def write(frame: list[int]) -> None:
+        await waits
+
+    world.call.write = write  # type: ignore[method-assign]
+    world.step(7)
+    world.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await world.task
+    assert waits.cancelled()
+
+
 class TestBegun:
     async def test_it_goes_on_where_it_is_awaited(self) -> None:
         seen = list[Any]()

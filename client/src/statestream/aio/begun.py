@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any
 
@@ -38,3 +39,12 @@ class Begun:
                     waits = coroutine.send(sent)
             except StopIteration:
                 return
+
+    def drop(self) -> None:
+        """Ends it where it waits; for one that nobody will await, else what becomes of its wait would be nobody's."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is None:
+            return
+        if asyncio.isfuture(self._first):
+            self._first.cancel()
+        coroutine.close()

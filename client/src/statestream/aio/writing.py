@@ -62,6 +62,8 @@ class Writer:
             call.cancel()  # Else its reader would wait for ever; it finds the fault here.
             raise
         finally:
+            if self._begun is not None:
+                self._begun.drop()  # The task was cancelled before it came to it.
             self._idle = self._begun = None
 
     async def _next(self, call: Any) -> bool:
