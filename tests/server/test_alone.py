@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from statestream_server.engine import engine as engines
 from statestream_server.engine.alone import Alone
 from statestream_server.engine.engine import Engine
+from statestream_server.engine.scheduler import Costs
 from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.lease import Lease
 from statestream_server.settings import Durability
@@ -64,6 +65,30 @@ async def test_a_step_that_comes_alone_runs_without_a_queue(
     assert ran == [True] * 39
     statistics = local.server.engine.statistics
     assert (statistics.batches, statistics.rows, statistics.steps, sum(statistics.why)) == (40, 40, 40, 40)
+
+
+async def test_of_models_that_take_turns_each_is_measured(
+    local: Local, ran: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that has become slow would hold up the loop for ever."""
+    measured, observe = list[Costs](), Costs.observe
+
+    def seen(self: Costs, *arguments: Any) -> bool:
+        measured.append(self)
+        return observe(self, *arguments)
+
+    async with Speaker(local.channel, "counter") as counter, Speaker(local.channel, "gru") as gru:
+        await counter.open_one(fresh_id())
+        await gru.open_one(fresh_id())
+        await counter.step(0, 0, numbers(1))
+        await gru.step(0, 0, {"x": np.ones((1, 2), np.float32)})
+        ran.clear()
+        monkeypatch.setattr(Costs, "observe", seen)
+        for position in range(1, 35):
+            await counter.step(0, position, numbers(1), acked=position)
+            await gru.step(0, position, {"x": np.ones((1, 2), np.float32)}, acked=position)
+    assert all(ran)
+    assert [measured.count(local.table(name).costs) for name in ("counter", "gru")] == [2, 2]
 
 
 @pytest.mark.parametrize("kind", ["two steps", "not acknowledged", "a gap", "again", "not finite"])

@@ -19,7 +19,7 @@ from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import Priority
 
 _MEASURED: Final = 16
-"""Of so many runs the cost of one is measured: to ask for a thread's own time takes the system long."""
+"""Of so many runs of a table the cost of one is measured: to ask for a thread's own time takes the system long."""
 
 
 class Alone:
@@ -29,7 +29,6 @@ class Alone:
         """Runs what `engine` would run, and tells `watch` of it."""
         self._engine = engine
         self._watch = watch
-        self._ran = 0
 
     def takes(self, table: Table) -> bool:
         """Whether a step of a table may run here, where nothing waits for the engine."""
@@ -56,8 +55,9 @@ class Alone:
         Returns:
             Whether it ran; where not, the row is as it was.
         """
-        self._ran += 1
-        measured, notes = not self._ran % _MEASURED, self._watch.notes
+        # Each table counts its own: of those that take turns one would never be measured.
+        table.costs.lone += 1
+        measured, notes = not table.costs.lone % _MEASURED, self._watch.notes
         used, began = time.thread_time() if measured else 0.0, time.perf_counter()
         try:
             notes.enter(table.mark, table.tag[row], table.position[row])

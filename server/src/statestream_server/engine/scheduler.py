@@ -176,6 +176,8 @@ class Costs:
     def __init__(self, target: float, step_bytes: int = 0) -> None:
         """Batches are to take `target` seconds; their outputs have `step_bytes` a step and are to have not too many."""
         self.target = target
+        self.lone = 0
+        """Runs of one step that came alone, not all of which are measured; see alone.py."""
         self._step_bytes = step_bytes
         self._curves: dict[int, dict[int, float]] = {}
         """By steps, then by the power of two nearest below the rows."""
