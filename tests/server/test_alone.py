@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statestream.v1 import inference_pb2 as pb
 from statestream_server.engine import engine as engines
 from statestream_server.engine.alone import Alone
 from statestream_server.engine.engine import Engine
+from statestream_server.engine.marks import RESET
 from statestream_server.engine.scheduler import Costs
 from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.lease import Lease
 from statestream_server.settings import Durability
-from tests.support.arrays import Arrays
+from tests.support.arrays import Arrays, u32, u64
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
 from tests.support.speaker import Answer, Speaker, fresh_id
@@ -89,6 +91,23 @@ async def test_of_models_that_take_turns_each_is_measured(
             await gru.step(0, position, {"x": np.ones((1, 2), np.float32)}, acked=position)
     assert all(ran)
     assert [measured.count(local.table(name).costs) for name in ("counter", "gru")] == [2, 2]
+
+
+async def test_behind_it_nothing_waits(local: Local, ran: list[bool]) -> None:
+    """A reset waits when the chunk before it ran, and is no batch: what comes alone then notes that nothing waits."""
+    async with Speaker(local.channel, "counter") as speaker:
+        await speaker.open_one(fresh_id())
+        await speaker.step(0, 0, numbers(1))
+        with local.engine_held():
+            await speaker.send_chunk([0], [1], [numbers(1)], acked=[1])
+            await speaker.send(chunk=pb.ChunkFrame(handles=u32(0), positions=u64(2), marks=bytes([RESET])))
+            await local.until(lambda: local.server.engine.queued == 2)
+        await speaker.rows(2)
+        assert local.server.engine._backlog
+        ran.clear()
+        assert sums(await speaker.step(0, 3, numbers(1), acked=3)) == [1]
+        assert ran == [True]
+        assert not local.server.engine._backlog
 
 
 @pytest.mark.parametrize("kind", ["two steps", "not acknowledged", "a gap", "again", "not finite"])

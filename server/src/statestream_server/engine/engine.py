@@ -233,8 +233,8 @@ class Engine:
             self._loop.call_soon(self._turn)
             return
         try:
-            if self.lone is not None and self._on_thread is None and not self._waits():
-                self.lone()
+            if self.lone is not None and self._on_thread is None and not self._waits() and self.lone():
+                self._backlog = False
             for hand_over in tuple(self.feeds):
                 hand_over()
             self._due, self._company.arrived = False, 0
