@@ -23,6 +23,7 @@ from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.lease import Lease
 from statestream_server.settings import Durability
 from tests.support.arrays import Arrays, u32, u64
+from tests.support.calls import DEADLINE
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
 from tests.support.speaker import Answer, Speaker, fresh_id
@@ -269,3 +270,19 @@ async def test_one_whose_model_refuses_it_is_told_by_a_batch(models_dir: Path, r
         table.rows.step = step  # type: ignore[method-assign]
         assert sums(await speaker.step(0, 1, numbers(1), acked=1)) == [2]
         assert not local.server.engine.broken
+
+
+async def test_one_that_ends_without_memory_ends_the_server(models_dir: Path) -> None:
+    """Whether its state is committed is not known: a second run could apply it twice, a refusal could be a lie."""
+    async with serving(models_dir) as local, Speaker(local.channel, "counter") as speaker:
+        await speaker.open_one(fresh_id())
+        await speaker.step(0, 0, numbers(1))
+
+        def failing(source: Any, target: Any, inputs: Any) -> Any:
+            raise MemoryError
+
+        local.table("counter").rows.step = failing  # type: ignore[method-assign]
+        await speaker.send_chunk([0], [1], [numbers(1)], acked=[1])
+        with pytest.raises(MemoryError):
+            await asyncio.wait_for(local.running.failed(), DEADLINE)
+        assert local.server.engine.broken

@@ -62,6 +62,8 @@ class Alone:
         try:
             notes.enter(table.mark, table.tag[row], table.position[row])
             outputs, bad = table.rows.step(row, row, inputs)
+        except MemoryError:
+            raise  # The state may be committed by then, and a second run would apply the step twice.
         except Exception:
             return False  # A batch runs it again, and says what is wrong with it.
         finally:
