@@ -54,6 +54,9 @@ class Alone:
 
         Returns:
             Whether it ran; where not, the row is as it was.
+
+        Raises:
+            MemoryError: There is none left, and the state may be committed or not: the process must end.
         """
         # Each table counts its own: of those that take turns one would never be measured.
         table.costs.lone += 1
@@ -63,7 +66,7 @@ class Alone:
             notes.enter(table.mark, table.tag[row], table.position[row])
             outputs, bad = table.rows.step(row, row, inputs)
         except MemoryError:
-            raise  # The state may be committed by then, and a second run would apply the step twice.
+            raise  # A second run could apply the step twice.
         except Exception:
             return False  # A batch runs it again, and says what is wrong with it.
         finally:
