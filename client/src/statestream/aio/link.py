@@ -292,6 +292,7 @@ class Link:
                     break
                 if core.pending:
                     self._wakeup.set()
+                await asyncio.sleep(0)
         except grpc.RpcError as error:
             state.cause = read_rpc_error(said[0] if said else error, state.where)
         except asyncio.CancelledError:
