@@ -287,12 +287,15 @@ class Link:
                     break
                 if state.tracing is not None:
                     state.tracing.received(response)
-                core.receive(response, time.monotonic())
+                now = time.monotonic()
+                core.receive(response, now)
+                # Whoever waited for the answer goes on before anything else is done.
+                await asyncio.sleep(0)
+                core.tidy(now)
                 if (core.going_away or not state.answered) and state.over():
                     break
                 if core.pending:
                     self._wakeup.set()
-                await asyncio.sleep(0)
         except grpc.RpcError as error:
             state.cause = read_rpc_error(said[0] if said else error, state.where)
         except asyncio.CancelledError:

@@ -99,7 +99,6 @@ class Results:
         if result.errors:
             self._buffer.look_again()
             self._refused(frame, result.errors, now)
-        self._buffer.advance(now)
 
     def received(self, handles: Ints) -> None:
         """The caller has taken the replies that came again on opening: they may be acknowledged."""
@@ -146,14 +145,13 @@ class Results:
             )
             self._log.fail(handle, unknown)
 
-    def durable(self, handles: Ints, positions: Ints, now: float) -> None:
+    def durable(self, handles: Ints, positions: Ints) -> None:
         """Notes durable positions that the server names unasked."""
         table = self._table
         known = handles < table.size
         known[known] &= table.state[handles[known]] >= State.OPEN
         handles, positions = handles[known], positions[known]
         table.durable[handles] = np.maximum(table.durable[handles], positions)
-        self._buffer.advance(now)
 
     def _match(self, first: Block | None, result: ResultFrame, outputs: Outputs) -> None:
         """Finds the chunks that are answered; most likely they are of the block that the frame carried."""

@@ -248,7 +248,7 @@ class StreamCore:
         return None
 
     def receive(self, response: StreamResponse, now: float) -> None:
-        """Takes an answer; tickets that it completes are notified from in here."""
+        """Takes an answer; tickets that it completes are notified from in here. Then comes `tidy`, once they go on."""
         self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
@@ -279,7 +279,7 @@ class StreamCore:
             self.controls.answered(frame, response.closed.errors, now)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
-            self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
+            self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)))
             if frame:
                 self._answers += 1
                 self.controls.answered(frame, response.durable.errors, now)
@@ -297,6 +297,10 @@ class StreamCore:
             self.moving.asked(read_handles(response.move.handles))
         if self.sharing.forsaken:
             self._forsake()
+
+    def tidy(self, now: float) -> None:
+        """Lets go of inputs that no replay needs after an answer; what it completed need not wait for this."""
+        self.buffer.advance(now)
 
     @property
     def drained(self) -> bool:

@@ -293,7 +293,9 @@ class Link:
                 with self._lock:
                     if state.tracing is not None:
                         state.tracing.received(response)
-                    core.receive(response, time.monotonic())
+                    now = time.monotonic()
+                    core.receive(response, now)
+                    core.tidy(now)
                     over = (core.going_away or not state.answered) and state.over()
                     pending = core.pending
                 if over:
