@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -365,17 +366,31 @@ async def test_a_line_in_the_list_of_what_is_trusted_is_enough(tmp_path: Path) -
 
 
 @pytest.mark.slow
-async def test_a_look_costs_little(tmp_path: Path) -> None:
-    """Of a hundred models with three versions each, a fraction of a second: it is done once a second, in a thread."""
+async def test_a_look_reads_no_file_that_is_as_it_was(tmp_path: Path) -> None:
+    """It is done once a second, of a hundred models with three versions each, too."""
     for number in range(100):
         for version in range(1, 4):
             hostile.put(b"", tmp_path, f"m{number}", version)
+    read, counts = list[str](), False
+
+    def opened(event: str, arguments: Any) -> None:
+        if counts and event == "open" and str(arguments[0]).startswith(str(tmp_path)):
+            read.append(arguments[0])
+
     async with serving(tmp_path, allow_empty=True) as local:
         reloader = Reloader(local.server.registry, local.server.settings.models, local.server.selection.load_found)
         await reloader.look(0.0)
-        began = asyncio.get_running_loop().time()
+        sys.addaudithook(opened)  # Nothing removes it.
+        counts = True
         await reloader.look(1.0)
-        assert asyncio.get_running_loop().time() - began < 0.5
+        assert not read
+        hostile.put(b"x", tmp_path, "m7", 3)
+        await reloader.look(2.0)
+        await reloader.look(10.0)
+        while reloader._loading:
+            await asyncio.wait(reloader._loading.values())
+        counts = False
+    assert read and all(Path(path).is_relative_to(tmp_path / "m7" / "3") for path in read)
 
 
 def test_models_of_other_machines_are_watched_only_where_that_is_said(
