@@ -327,7 +327,7 @@ def test_durable_positions_that_come_unasked_free_the_buffer() -> None:
         handles=np.array([handle, 7], "<u4").tobytes(), durable_positions=np.array([1, 5], "<u8").tobytes()
     )
     wire.core.receive(pb.StreamResponse(durable=push), 0.0)
-    wire.core.tidy(0.0)
+    wire.core.buffer.advance(0.0)
     assert wire.core.table.durable[handle] == 1
     assert wire.core.buffer.bytes == 0
 

@@ -60,7 +60,7 @@ class Wire:
         if not self.responses:
             return False
         self.core.receive(self.responses.pop(0), self.now)
-        self.core.tidy(self.now)
+        self.core.buffer.advance(self.now)
         return True
 
     def holds(self, session_id: str, epoch: int) -> bool:

@@ -291,7 +291,7 @@ class Link:
                 core.receive(response, now)
                 # Whoever waited for the answer goes on before anything else is done.
                 await asyncio.sleep(0)
-                core.tidy(now)
+                core.buffer.advance(now)
                 if (core.going_away or not state.answered) and state.over():
                     break
                 if core.pending:

@@ -248,7 +248,7 @@ class StreamCore:
         return None
 
     def receive(self, response: StreamResponse, now: float) -> None:
-        """Takes an answer; tickets that it completes are notified from in here. Then comes `tidy`, once they go on."""
+        """Takes an answer; tickets that it completes are notified from in here. Behind them `buffer.advance` follows."""
         self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
@@ -297,10 +297,6 @@ class StreamCore:
             self.moving.asked(read_handles(response.move.handles))
         if self.sharing.forsaken:
             self._forsake()
-
-    def tidy(self, now: float) -> None:
-        """Lets go of inputs that no replay needs after an answer; what it completed need not wait for this."""
-        self.buffer.advance(now)
 
     @property
     def drained(self) -> bool:

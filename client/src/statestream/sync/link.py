@@ -295,7 +295,7 @@ class Link:
                         state.tracing.received(response)
                     now = time.monotonic()
                     core.receive(response, now)
-                    core.tidy(now)
+                    core.buffer.advance(now)
                     over = (core.going_away or not state.answered) and state.over()
                     pending = core.pending
                 if over:
