@@ -1,10 +1,12 @@
-"""The order of what a stream says: what comes from a source that nothing overtakes, and what goes between."""
+"""The order of what a stream says: what comes from a source that nothing overtakes, what goes between, what at once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.edges.grpc.outbox import Outbox
@@ -17,10 +19,15 @@ class Reader:
 
     def __init__(self) -> None:
         self.frames: list[int] = []
+        self.begun: list[int] = []
         self.reads = asyncio.Event()
         self.since: float | None = None
+        self.gone = False
 
     async def write(self, message: bytes) -> None:
+        if self.gone:
+            raise asyncio.InvalidStateError("the call is over")
+        self.begun.append(pb.StreamResponse.FromString(message).frame)
         await self.reads.wait()
         self.frames.append(pb.StreamResponse.FromString(message).frame)
 
@@ -56,3 +63,72 @@ async def test_what_an_open_asked_for_holds_others_up_for_a_message_only() -> No
         [1, 2, 5, 3, 4],
         [1, 5, 2, 3, 4],
     )
+
+
+class Answers:
+    """A stream whose answers are put one by one, and what of their bytes is under way."""
+
+    def __init__(self) -> None:
+        self.reader: Any = Reader()
+        self.account = Accounts(1 << 20, 1 << 20).open()
+        self.window = self.account.window()
+        self.outbox = Outbox(self.reader, self.reader, self.account, TurnLoad())
+        self.writer = asyncio.create_task(self.outbox.write())
+
+    def put(self, frame: int) -> None:
+        self.account.take(100, self.window)
+        self.outbox.put_bytes(pb.StreamResponse(frame=frame).SerializeToString(), self.window, 100)
+
+
+async def test_an_answer_to_a_stream_that_says_nothing_begins_to_leave_at_once() -> None:
+    answers = Answers()
+    answers.put(1)
+    assert not answers.reader.begun, "its writer has not begun"
+    answers.reader.reads.set()
+    for _ in range(4):
+        await asyncio.sleep(0)
+    answers.put(0)
+    assert answers.reader.frames == [1, 0], "a write that waits for nothing is over"
+    answers.reader.reads.clear()
+    answers.put(2)
+    assert answers.reader.begun == [1, 0, 2]
+    assert answers.reader.since is not None, "a reader that takes nothing is found by it"
+    assert not answers.window.held
+    answers.put(3)
+    answers.put(4)
+    await asyncio.sleep(0)
+    assert answers.reader.begun == [1, 0, 2], "one write at a time"
+    assert answers.window.held == 200
+    answers.reader.reads.set()
+    answers.outbox.end()
+    await answers.writer
+    assert answers.reader.frames == [1, 0, 2, 3, 4]
+    assert answers.reader.since is None
+    assert not answers.window.held
+
+
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_write_that_was_begun_ends_with_its_writer(seen: bool) -> None:
+    answers = Answers()
+    await asyncio.sleep(0)
+    answers.put(1)
+    for _ in range(3 * seen):
+        await asyncio.sleep(0)  # Its writer waits for it.
+    answers.writer.cancel()
+    await asyncio.wait([answers.writer])
+    assert answers.writer.cancelled()
+    answers.reader.reads.set()
+    await asyncio.sleep(0)
+    assert (answers.reader.begun, answers.reader.frames) == ([1], [])
+    answers.put(2)  # Nobody writes any more.
+    assert not answers.window.held
+
+
+async def test_a_write_that_cannot_begin_is_its_writers_failure() -> None:
+    answers = Answers()
+    await asyncio.sleep(0)
+    answers.reader.gone = True
+    answers.put(1)
+    with pytest.raises(asyncio.InvalidStateError):
+        await answers.writer
+    assert not answers.window.held

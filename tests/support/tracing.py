@@ -63,7 +63,7 @@ CHOOSE: Final = "engine.engine.Engine._turn"
 RUN: Final = "models.graphs.runtime.Binding.run"
 """Where legs end: before the first, behind the second."""
 LAST: Final = "edges.grpc.outbox.Outbox.draw"
-"""What the server does last, in vain for once; it may come when the caller has its answer already."""
+"""What the server does last, in vain; it may come when the caller has its answer already."""
 _RESUME: Final = dis.opmap["RESUME"]
 _AWAITED: Final = 3
 """The argument of RESUME behind an await."""
@@ -79,13 +79,12 @@ class Tracer:
         self._calls: list[Call] = []
         self._known: dict[CodeType, Function | None] = {}
         self._noting = self._ran = False
-        self._lasts = 0
         self._passing: dict[int, FrameType] = {}
 
     def begin(self) -> None:
         """Notes from now on."""
         self.over.clear()
-        self._calls, self._ran, self._noting, self._lasts = [], False, True, 0
+        self._calls, self._ran, self._noting = [], False, True
 
     def end(self) -> list[Call]:
         """What was noted since `begin`."""
@@ -111,9 +110,7 @@ class Tracer:
         self._calls.append(Call(function, thread, self._ran))
         self._ran = self._ran or str(function) == RUN
         if str(function) == LAST and self._ran:
-            self._lasts += 1
-            if self._lasts == 2:
-                self.over.set()
+            self.over.set()
 
 
 def _function(code: CodeType) -> Function | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeAlias
@@ -57,6 +58,8 @@ class Outbox:
         """Whether the edge draws by itself."""
         self._say: Callable[[bytes], bool] | None = None
         """Writes a message at once where the edge can, and says whether it did."""
+        self._begun: tuple[Coroutine[Any, Any, object], asyncio.Future[object]] | None = None
+        """A write that `put_bytes` began, and what it waits for, until the writer has seen to it."""
         self._drawn = 0
         """What the message counted that is being written."""
         self._ended = False
@@ -80,12 +83,19 @@ class Outbox:
                 if message is None:
                     self._more = asyncio.get_running_loop().create_future()
                     await self._more
+                    if self._begun is not None:
+                        await _rest(*self._begun)
+                        self._begun = reading.since = None
                     continue
                 reading.since = monotonic()
                 await write(message)
                 reading.since = None
         finally:
             self._ended, self._say = True, None
+            if self._begun is not None:
+                writing, waits = self._begun
+                waits.cancel()  # What becomes of it is nobody's now.
+                writing.close()
             left, self._messages = self._messages, deque()
             self._sources.clear()
             for _, _, window, cost in left:
@@ -127,10 +137,25 @@ class Outbox:
 
     def put_bytes(self, message: bytes, window: Window, cost: int) -> None:
         """Sends an answer to chunks that is made already, at once where nothing waits and the edge can."""
-        if self._say is not None and not self._messages and not self._sources and self._say(message):
+        if not self._messages and not self._sources and (self._say or self._begin)(message):
             self._account.give(cost, window)
         else:
             self.put_later(message, len(message), window, cost)
+
+    def _begin(self, message: bytes) -> bool:
+        """Begins to write, where the writer waits for something to write: not in the next turn of the loop only."""
+        if self._more is None or self._more.done():
+            return False
+        writing = self._context.write(message)
+        try:
+            waits = writing.send(None)
+        except StopIteration:
+            return True
+        except Exception:
+            return False  # The call is over: the writer meets it, too.
+        self._begun, self._reading.since = (writing, waits), monotonic()
+        self._more.set_result(None)
+        return True
 
     def put_from(self, source: Iterator[pb.StreamResponse]) -> None:
         """Sends the messages of a source, behind those that wait now; each is drawn when the one before it is written.
@@ -256,3 +281,18 @@ class Outbox:
     def _soon(self) -> None:
         if not self._errors and not self._notices:
             asyncio.get_running_loop().call_soon(self.settle)
+
+
+@types.coroutine
+def _rest(coroutine: Coroutine[Any, Any, object], waits: Any) -> Generator[Any, Any, None]:
+    """The rest of a coroutine that was begun and `waits`."""
+    while True:
+        try:
+            try:
+                sent = yield waits
+            except BaseException as error:
+                waits = coroutine.throw(error)
+            else:
+                waits = coroutine.send(sent)
+        except StopIteration:
+            return
