@@ -186,6 +186,19 @@ def test_models_come_and_go(call: Callable[..., str]) -> None:
 
 def test_what_is_misspelt_is_guessed(call: Callable[..., str]) -> None:
     assert "did you mean 'sunspots'?" in call("run", "sunspot", typed="1", code=1)
+    for asked in (
+        ("sessions", "rm", "sunspot", "x"),
+        ("sessions", "show", "Sunspot", "x"),
+        ("sessions", "snapshot", "sunpsots", "x"),
+        ("sessions", "ls", "--model", "SUNSPOTS"),
+        ("alias", "sunspot", "stable", "1"),
+        ("load", "sunspot"),
+        ("unload", "sunspot"),
+        ("bench", "--model", "sunspot"),
+    ):
+        assert "did you mean 'sunspots'?" in call(*asked, code=1)
+    for asked in (("sessions", "rm", "nothing", "x"), ("sessions", "rm", "sunspots", "x"), ("load", "sunspots", "7")):
+        assert "did you mean" not in call(*asked, code=1)
     assert "did you mean `statestream sessions`?" in call("sesions", code=2)
     assert "`statestream --help` lists all" in call("qqq", code=2)
     assert "--limit" in call("sessions", "ls", "--limt", "5", code=2)

@@ -45,6 +45,15 @@ async def test_rows_come_in_any_order_and_go_back_in_it(connect: Connect, twin: 
     assert plain(answer)["sum-y_0"] == [13, 8, 10, 63, 43]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_row_needs_no_frequency(connect: Connect, twin: Twin, named: None, kind: str) -> None:
+    client = await connect()
+    pool = await twin.call(client.sessions, "sum", ids=["p"])
+    when = [datetime.datetime(2026, 1, 1)]
+    found = await twin.call(pool.step, KINDS[kind]({"unique_id": ["p"], "ds": when, "a": [1.0], "b": [2.0]}))
+    assert plain(found) == {"unique_id": ["p"], "ds": when, "sum-y_0": [1], "sum-y_1": [2]}
+
+
 async def test_labels_of_pandas_stay(connect: Connect, twin: Twin, named: None) -> None:
     client = await connect()
     pool = await twin.call(client.sessions, "sum", ids=["7", "8"])

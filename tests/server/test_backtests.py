@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,31 @@ TABLES: dict[str, tuple[Any, str]] = {
         pl.DataFrame({"ds": [str(day) for day in DAYS], "y": [1.0] * 6}),
         "'ds' has dtype String; expected",
     ),
-    "one row": (pd.DataFrame({"unique_id": "a", "ds": DAYS[:1], "y": 1.0}), "after those of series 'a' cannot be told"),
+    "one row": (
+        pd.DataFrame({"unique_id": "a", "ds": DAYS[:1], "y": 1.0}),
+        "after those of series 'a' cannot be told: it has one row, at 2026-01-01 00:00:00, .*; expected two rows",
+    ),
+    "one row, of polars": (
+        pl.DataFrame({"ds": [DAYS[0].date()], "y": [1.0]}),
+        "after those of the table cannot be told: it has one row, at 2026-01-01, .*; expected two rows",
+    ),
+    "one row of an index": (
+        pd.DataFrame({"y": 1.0}, list(DAYS[:1])),
+        "of the table cannot be told: it has one row, at 2026",
+    ),
+    "the end of days": (
+        pl.DataFrame({"ds": [date(9999, 12, 30), date(9999, 12, 31)], "y": [1.0, 2.0]}),
+        "it ends at 9999-12-31, and its dtype holds none so far behind it",
+    ),
+    "texts as index": (pd.DataFrame({"y": [1.0, 2.0]}, ["p", "q"]), "it ends at q, of type str, which has no next one"),
+    "times and numbers": (
+        pd.DataFrame({"ds": [1, DAYS[0]], "y": 1.0}),
+        "'ds' has values without an order, of type 'Timestamp', 'int'; expected times or numbers",
+    ),
+    "lists as names": (
+        pl.DataFrame({"unique_id": [[1], [2]], "y": [1.0, 2.0]}),
+        "'unique_id' has dtype List.Int64.; expected texts or numbers",
+    ),
     "an index of pairs": (
         pd.DataFrame({"a": "a", "ds": DAYS, "y": 1.0}).set_index(["a", "ds"]),
         "index has the levels .a., .ds.; expected columns, .unique_id.",

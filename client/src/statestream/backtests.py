@@ -82,8 +82,9 @@ def moments(layout: Layout, past: Past, wish: Wish, step: int, n_windows: int | 
         name = shortest if past.names is None else past.names[shortest]
         takes = before + (windows - 1) * step + wish.h
         bands = ", past errors for its bands among them," if wish.conformal else ""
+        whose = f"series {name!r}" if name != "" else "the table"
         raise BadTensor(
-            f"series {name!r} has {past.lengths[shortest]} steps; {windows} windows of {wish.h} steps, {step} apart,"
+            f"{whose} has {past.lengths[shortest]} steps; {windows} windows of {wish.h} steps, {step} apart,"
             f" take {takes}: {before} before the first{bands} and {takes - before} in them. Bring more of the past,"
             " leave that series out, or ask for fewer windows or steps",
             metadata={"field": "history", "series": str(name), "expected": str(takes)},

@@ -335,7 +335,12 @@ def _codes(wanted: Wanted, frame: Any) -> tuple[list[Any], Any]:
         return [""], np.zeros(len(frame), np.int64)
     _whole(wanted, frame, ID)
     numbers: dict[Any, int] = {}
-    codes = [numbers.setdefault(name, len(numbers)) for name in frame[ID].to_list()]
+    try:
+        codes = [numbers.setdefault(name, len(numbers)) for name in frame[ID].to_list()]
+    except TypeError as error:  # Of a list, for instance, which no dict takes.
+        raise wanted.bad(
+            f"column {ID!r} has dtype {frame[ID].dtype}; expected texts or numbers, one for each series"
+        ) from error
     return list(numbers), np.asarray(codes, np.int64)
 
 
@@ -350,7 +355,14 @@ def _in_time(wanted: Wanted, frame: Any, names: list[Any], codes: Any) -> Any:
             f"column {TIME!r} has dtype {kind}; expected times or numbers, which have an order and a next one."
             " Convert it, as in pandas.to_datetime(…)"
         )
-    when = frame[TIME].rank("dense").to_numpy()
+    try:
+        when = frame[TIME].rank("dense").to_numpy()
+    except Exception as error:  # What a library says of values that it cannot compare is its own affair.
+        kinds = sorted({type(one).__name__ for one in frame[TIME].to_list()})
+        raise wanted.bad(
+            f"column {TIME!r} has values without an order, of type {listed(kinds)}; expected times or numbers, of one"
+            " type. Convert it, as in pandas.to_datetime(…)"
+        ) from error
     rows = np.lexsort((when, codes))
     twice = np.flatnonzero((np.diff(when[rows]) == 0) & (np.diff(codes[rows]) == 0))
     if len(twice):

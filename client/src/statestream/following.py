@@ -19,17 +19,40 @@ _LOOKED_AT: Final = 1000
 def following(name: Any, find: Callable[[Any, int], Any], came: Any, horizon: int) -> Any:
     """The times after those that `came` of a series, as `after` or `after_index` find them.
 
+    Args:
+        name: The series'; "" for that of a table of one.
+        find: `after` or `after_index`.
+        came: Its times, a native column or index.
+        horizon: How many are asked for.
+
     Raises:
         BadTensor: They cannot be told of those that came.
     """
     try:
         return find(came, horizon)
     except (TypeError, ValueError, OverflowError) as error:
+        whose = f"series {name!r}" if name != "" else "the table"
         raise BadTensor(
-            f"the times after those of series {name!r} cannot be told: {str(error)[:120]}; expected two rows at least,"
-            f" and times or numbers as 'ds' or index. Give the history as an array for a forecast without times",
+            f"the times after those of {whose} cannot be told: {_why(list(came), error)}. Give the history as an array"
+            " for a forecast without times",
             metadata={"field": "ds", "series": str(name)},
         ) from error
+
+
+def _why(came: list[Any], error: Exception) -> str:
+    """What came, and what would do; what a library says of it tells neither."""
+    last = str(came[-1]).replace("\n", " ")[:40]
+    if isinstance(error, OverflowError) or "OutOfBounds" in type(error).__name__:
+        return f"it ends at {last}, and its dtype holds none so far behind it; expected earlier times"
+    if len(came) == 1 and isinstance(came[0], date | timedelta):
+        return (
+            f"it has one row, at {last}, and how far the next one is away shows only between two; expected two rows at"
+            " least, or whole numbers"
+        )
+    return (
+        f"it ends at {last}, of type {type(came[-1]).__name__}, which has no next one; expected times or numbers as"
+        " 'ds' or index"
+    )
 
 
 def after(times: Any, horizon: int, usual: Callable[[], Any] = lambda: None) -> Any:

@@ -134,7 +134,25 @@ def asks_server(function: Callable[..., Any]) -> Callable[..., Any]:
 def ask(address: str, timeout: float, question: Callable[[statestream.Client], Any]) -> Any:
     """Asks a server; an error is one line and exit code 1."""
     with told(), statestream.connect(address, connect_timeout=timeout, retry_timeout=timeout, tls=told_tls()) as client:
-        return question(client)
+        try:
+            return question(client)
+        except ModelNotFound as error:
+            raise ModelNotFound(error.message + _meant(client), metadata=error.metadata) from error
+
+
+def _meant(client: statestream.Client) -> str:
+    """Which model of the server is called much like the one that the running command names, if that one is not there.
+
+    The server is asked again, and only here: a search at every refusal would be everybody's wait there.
+    """
+    name = click.get_current_context().params.get("model")
+    if not isinstance(name, str):
+        return ""
+    try:
+        known = {model.name for model in client.models()}
+    except StatestreamError:
+        return ""
+    return "" if name in known else closest(name, sorted(known))
 
 
 @contextlib.contextmanager
@@ -190,9 +208,10 @@ def model_names(ctx: click.Context, _param: click.Parameter, incomplete: str) ->
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` where something is called much like it."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """`; did you mean …?` where something is called much like it, in capitals or not."""
+    called = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(name.lower(), called, n=1)
+    return f"; did you mean {called[found[0]]!r}?" if found else ""
 
 
 def find_model(client: statestream.Client, name: str) -> statestream.Model:
