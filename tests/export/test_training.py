@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -14,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from statestream_export.training import Run, epochs, reproducible
+from statestream_export.waiting import waiting
 from tests.support.terminal import rest
 
 
@@ -108,6 +110,23 @@ def test_a_loop_of_ones_own_has_a_bar_in_a_terminal(
 def test_a_loop_of_ones_own_says_nothing_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert [*epochs(3)] == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_counts_nothing_says_meanwhile_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    seen = Terminal()
+    with contextlib.suppress(KeyboardInterrupt), waiting(Console(file=seen), "loading [torch]"):
+        print("a figure")
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "a figure\n", "it is in a file, and so not drawn above the line"
+    text = seen.getvalue()
+    assert "loading [torch]" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is there again"
+    with waiting(Console(file=(piped := io.StringIO())), "loading"):
+        print("another")
+    assert (piped.getvalue(), capsys.readouterr().out) == ("", "another\n")
 
 
 @pytest.mark.slow

@@ -113,11 +113,15 @@ def train(
     from rich.table import Table
 
     from statestream_export.errors import ExportError, RecipeError
-    from statestream_export.recipes import load
-    from statestream_export.runs import execute
+    from statestream_export.waiting import waiting
 
+    console = Console(stderr=True)
     try:
-        found = load(recipe)
+        with waiting(console, "loading torch and the recipe"):
+            from statestream_export.recipes import load
+            from statestream_export.runs import execute
+
+            found = load(recipe)
         result = execute(
             found,
             out,
@@ -125,7 +129,7 @@ def train(
             quick=quick,
             seed=seed,
             seeds=seeds,
-            console=Console(stderr=True),
+            console=console,
             folder=folder,
             look=not built_in,
             fetch=not built_in,
@@ -192,21 +196,25 @@ def _shown(value: object) -> str:
 )
 def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
     """List the recipes: task, data, cell, kind, mode and the figure each must reach."""
+    from rich.console import Console
     from rich.table import Table
 
     if as_json and markdown:
         raise click.UsageError("--json and --markdown came; expected one of them")
-    from statestream_export import listing
     from statestream_export.errors import RecipeError
     from statestream_export.recipes import NAMES, load
+    from statestream_export.waiting import waiting
 
     if markdown:
+        from statestream_export import listing
+
         try:
             click.echo(listing.markdown(listing.read(runs)), nl=False)
         except RecipeError as error:
             raise click.ClickException(str(error)) from error
         return
-    cards = [load(name).card for name in NAMES]
+    with waiting(Console(stderr=True), "loading torch and the recipes"):
+        cards = [load(name).card for name in NAMES]
     if as_json:
         rows = [
             {

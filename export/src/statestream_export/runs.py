@@ -29,6 +29,7 @@ from statestream_export.loss import LIMIT
 from statestream_export.recipe import Recipe, Value
 from statestream_export.running import GraphModule
 from statestream_export.training import Curve, Run, reproducible
+from statestream_export.waiting import waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +130,20 @@ def execute(
     run = Run(quick, seed, console or Console(stderr=True), folder, look, fetch, weights)
     started = time.perf_counter()
     with reproducible(seed):
-        data = recipe.data(run)
-        _check_wanted(recipe.card.name, run)
-        module = recipe.module(data)
+        with waiting(run.console, "preparing data and module"):
+            data = recipe.data(run)
+            _check_wanted(recipe.card.name, run)
+            module = recipe.module(data)
         curve = recipe.train(module, data, run)
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), waiting(run.console, "taking the figures"):
             metrics = recipe.metrics(module, data)
             picture = recipe.picture(module, data)
         trained = time.perf_counter() - started
-        with _NewFolder(out / recipe.card.name) as place:
+        with (
+            waiting(run.console, "writing the model and comparing it with torch"),
+            _NewFolder(out / recipe.card.name) as place,
+        ):
             written, before = recipe.export(module, data, place.path), None
             if quantize is not None:
                 before = metrics
