@@ -201,6 +201,7 @@ def test_what_is_misspelt_is_guessed(call: Callable[..., str]) -> None:
         assert "did you mean" not in call(*asked, code=1)
     assert "did you mean `statestream sessions`?" in call("sesions", code=2)
     assert "`statestream --help` lists all" in call("qqq", code=2)
+    assert "in Python, as in `with statestream.local(" in call("local", "models/", code=2)
     assert "--limit" in call("sessions", "ls", "--limt", "5", code=2)
 
 

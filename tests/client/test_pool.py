@@ -63,6 +63,7 @@ async def test_rows_that_a_pool_does_not_have_are_told(connect: Connect, twin: T
     ("wanted", "message"),
     [
         ({"n": -1}, "n is -1; expected 0 or more"),
+        ({"n": 10**9}, "n is 1000000000; expected 16777216 or less"),
         ({}, "neither n nor ids came"),
         ({"ids": "abc"}, r"ids is the text 'abc'; expected several, as in \['abc'\]"),
         ({"ids": ["a", 5]}, "id is 5 of type int; expected a str, as in '5'"),

@@ -46,7 +46,7 @@ async def test_numbers_are_converted_and_the_answer_is_writable(connect: Connect
         (np.zeros((0, FEATURES), np.float32), "0 steps"),
         (np.array(["a", "b"]), "dtype"),
         ({"z": [1, 2]}, "'z'"),
-        ([[1, 2], [3]], "not an array"),
+        ([[1, 2], [3]], "not an array: its entries have different lengths"),
     ],
 )
 async def test_a_wrong_input_is_refused_before_it_is_sent(connect: Connect, twin: Twin, x: Any, says: str) -> None:

@@ -132,6 +132,18 @@ def test_weights_of_another_network_leave_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--runs"])
+def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path: Path, option: str) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"--out": str(tmp_path / "models"), "--runs": str(tmp_path / "runs"), option: f"{tmp_path}/file/x"}
+    answer = CliRunner().invoke(train, ["linear", *(word for pair in places.items() for word in pair)])
+    assert answer.exit_code == 1
+    assert f"file/x cannot be written ({tmp_path}/file: Not a directory); name another folder with {option}" in (
+        answer.output
+    )
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:
     answer = CliRunner().invoke(train, ["sunspot", "--out", str(tmp_path)])
     assert answer.exit_code == 1

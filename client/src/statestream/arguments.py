@@ -34,6 +34,9 @@ MOST_VERSIONS = 2**63 - 1
 
 MOST_SEED = 2**64 - 1
 
+MOST_FRESH = 2**24
+"""Sessions that a pool makes ids for: of a number that was typed wrongly the ids alone would fill the memory."""
+
 ID_BYTES = 256
 
 MOST_SECONDS = 2_000_000
@@ -240,7 +243,7 @@ def session_ids(count: int | None, ids: Iterable[str] | None) -> list[str]:
         TypeError: One is no text.
     """
     if count is not None:
-        check_whole("n", count, 0, hint="; ids go by their name, as in sessions(model, ids=[…])")
+        check_whole("n", count, 0, MOST_FRESH, hint="; ids go by their name, as in sessions(model, ids=[…])")
     if ids is None:
         if count is None:
             raise ValueError("neither n nor ids came; expected how many sessions, or their ids")

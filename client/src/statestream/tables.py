@@ -203,7 +203,9 @@ def _sequence(wanted: Wanted, value: Sequence[Any]) -> Array:
         try:
             return _fields(wanted, np.asarray(value))
         except (ValueError, OverflowError) as error:
-            raise wanted.bad(f"{wanted.name} is not an array: {first_line(error)}") from error
+            ragged = "inhomogeneous" in str(error)
+            why = "its entries have different lengths; expected the same of all" if ragged else first_line(error)
+            raise wanted.bad(f"{wanted.name} is not an array: {why}") from error
     for at, one in enumerate(value):
         if isinstance(one, str | bytes) or one is np.ma.masked or not (isinstance(one, _SCALARS) or _several(one)):
             raise wanted.bad(

@@ -139,6 +139,12 @@ def train(
         )
     except (ExportError, RecipeError) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise click.ClickException(
+            f"{error.filename} cannot be read or written: {error.strerror}; --out, --runs and --data say what is"
+        ) from error
     table = Table(title=f"{found.card.name}: {found.card.task}", show_header=False, title_justify="left")
     for name, value in result.metrics.items():
         before = _shown((result.before or result.metrics)[name])

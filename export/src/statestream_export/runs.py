@@ -125,8 +125,10 @@ def execute(
     Raises:
         ExportError: The model did not pass the gate; neither folder was written.
         RecipeError: Data or weights are missing, not what they should be, or nothing that the recipe takes; or the
-            recipe is none that can be quantised. Neither folder was written.
+            recipe is none that can be quantised, or a folder cannot be written. Neither folder was written.
     """
+    _check_place(out, "--out")
+    _check_place(runs, "--runs")
     run = Run(quick, seed, console or Console(stderr=True), folder, look, fetch, weights)
     started = time.perf_counter()
     with reproducible(seed):
@@ -215,6 +217,17 @@ def _loss(made: Export) -> dict[str, object]:
     loss = made.gate.loss
     assert loss is not None
     return {**asdict(loss), "share": loss.worst.share}
+
+
+def _check_place(folder: Path, option: str) -> None:
+    """Tries to write where a folder is or would be, before the training and not behind it; leaves nothing there."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there, prefix=".new-"))
+    except OSError as error:
+        raise RecipeError(
+            f"{folder} cannot be written ({there}: {error.strerror}); name another folder with {option}"
+        ) from error
 
 
 def _check_wanted(name: str, run: Run) -> None:

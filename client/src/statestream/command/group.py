@@ -73,6 +73,15 @@ ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
 }
 
 
+_IN_PYTHON: Final[Mapping[str, str]] = {
+    "local": "that is in Python, as in `with statestream.local('models/') as client`; `statestream serve` starts a"
+    " server that others call too",
+    "connect": "that is in Python, as in `client = statestream.connect('localhost:8001')`; the subcommands take"
+    " -a HOST:PORT",
+}
+"""What is no subcommand, and what is told whoever takes it for one."""
+
+
 class Deferred(click.Command):
     """Stands for a subcommand until it is called, or asked for its own help: then it is imported.
 
@@ -122,6 +131,7 @@ class Commands(click.Group):
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             close = difflib.get_close_matches(name, [*self.list_commands(ctx), *ELSEWHERE], n=1)
             hint = f"did you mean `statestream {close[0]}`?" if close else "`statestream --help` lists all"
+            hint = _IN_PYTHON.get(name, hint)
             raise click.UsageError(f"No such command {name!r}: {hint}")
         return super().resolve_command(ctx, args)
 
