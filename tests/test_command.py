@@ -286,6 +286,23 @@ def test_a_file_gets_a_server_of_its_own(call: Callable[..., str], tmp_path: Pat
     assert "nowhere.onnx does not exist" in call("run", "nowhere.onnx", typed="1", code=1)
 
 
+def test_who_reads_no_more_is_told_nothing(address: str) -> None:
+    shown = f"printf '%s\\n' 1 2 3 | {sys.executable} -m statestream.cli run sunspots -a {address} | head -0"
+    ran = subprocess.run(["bash", "-c", shown], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device here")
+def test_a_full_disk_is_one_line(address: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "statestream.cli", "models", address]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "Error: the output could not be written whole: No space left on device; make room\n",
+    )
+
+
 def test_a_port_that_is_taken_is_found_before_models_load(tmp_path: Path) -> None:
     """A file that is no model is then not looked at."""
     (tmp_path / "bad.onnx").write_bytes(b"no model")

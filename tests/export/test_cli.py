@@ -88,6 +88,15 @@ def test_the_list_names_every_recipe() -> None:
         assert name in answer.output
 
 
+@pytest.mark.parametrize("width", ["40", "80", "119", "120", "240"])
+def test_the_list_is_cut_nowhere(width: str) -> None:
+    answer = CliRunner().invoke(recipes, [], env={"COLUMNS": width})
+    assert (answer.exit_code, "…" in answer.output) == (0, False)
+    if int(width) < 120:
+        assert "sunspots: forecast next year's number of sunspots\n  data: statsmodels sunspots" in answer.output
+        assert "\n  must reach: rmse_to_best_baseline < 0.8\n" in answer.output
+
+
 def test_the_list_comes_as_json_too() -> None:
     answer = CliRunner().invoke(recipes, ["--json"])
     assert [one["recipe"] for one in json.loads(answer.output)] == list(NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib.util import find_spec
@@ -21,7 +22,14 @@ def main() -> None:
         from statestream.command.group import main as command
     except KeyboardInterrupt:  # As click says it, whose turn it is only from here on.
         sys.exit("Aborted!")
-    command()
+    try:
+        command()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # What is left in buffers would fail again as Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(f"Error: {error.filename or 'the output'} could not be written whole: {error.strerror}; make room")
 
 
 if __name__ == "__main__":

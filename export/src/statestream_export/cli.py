@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+_TABLE_WIDTH = 120
+"""Cells below which recipes are told in lines, as a table would cut words."""
 
 
 class _Share(click.FloatRange):
@@ -179,10 +183,14 @@ def train(
 
 def _print(table: Table) -> None:
     """Prints a table. Without a terminal there is no width to keep to, unless COLUMNS tells one."""
+    _console().print(table)
+
+
+def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    (console if console.is_terminal or "COLUMNS" in os.environ else Console(width=240)).print(table)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=240)
 
 
 def _shown(value: object) -> str:
@@ -236,9 +244,17 @@ def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
         ]
         click.echo(json.dumps(rows, indent=2))
         return
+    if _console().width < _TABLE_WIDTH:
+        for card in cards:
+            click.echo(f"{card.name}: {card.task}")
+            click.echo(
+                f"  data: {card.data}; cell: {card.cell}; kind: {' '.join(filter(None, (card.kind, card.mode)))}"
+            )
+            click.echo(f"  must reach: {card.target}")
+        return
     table = Table(title="Recipes", title_justify="left")
     for column in ("recipe", "task", "data", "cell", "kind", "mode", "must reach"):
-        table.add_column(column, no_wrap=column == "recipe")
+        table.add_column(column, no_wrap=column == "recipe", overflow="fold")
     for card in cards:
         table.add_row(card.name, card.task, card.data, card.cell, card.kind, card.mode, str(card.target))
     _print(table)

@@ -164,6 +164,8 @@ def told() -> Iterator[None]:
         raise click.ClickException(as_options(str(error))) from error
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
+    except BrokenPipeError:
+        raise  # Of `… | head`, which wants no more: click ends the command without a word.
     except OSError as error:
         raise click.ClickException(str(error)) from error
 
