@@ -326,6 +326,7 @@ async def test_what_was_not_awaited_says_so(fake: Fake) -> None:
     wrong: Any = opening
     with pytest.raises(TypeError, match=r"async with … as client"), wrong:
         pass
+    assert repr(opening).startswith("<client that is not open yet: await it first (`client = await …`), or use")
     async with opening as client:
         for one in (client.session("sum"), client.sessions("sum", 2)):
             with pytest.raises(AttributeError, match=r"'step' of a (session|pool) that is not open yet"):

@@ -34,6 +34,10 @@ class Opening(Generic[C]):
         self._begun = False
         self._made: C | None = None
 
+    def __repr__(self) -> str:
+        """What it is to be, and that it is not yet: notebooks and `print` show it to whoever forgot to await."""
+        return f"<{self._what} that is not open yet: {self._hint}>"
+
     def __await__(self) -> Generator[Any, None, C]:
         self._begun = True
         return self._make().__await__()
