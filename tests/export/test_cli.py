@@ -141,6 +141,43 @@ def test_weights_of_another_network_leave_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("return run.fit(", "run.fit(", "train returned None; expected the Curve that run.fit returns"),
+        ("return Figure()", "return", "picture returned None; expected a matplotlib Figure"),
+        ("return Sum()", "return Sum", "module returned type; expected an nn.Module"),
+        ('{"error"', '{"err"', "metrics returned 'err'; expected 'error', the figure of its target, among them"),
+        (
+            'return {"error"',
+            'return 1 or {"error"',
+            "metrics returned int; expected figures by name, 'error' among them",
+        ),
+        ("return [export(", "return 1 or [export(", "export returned int; expected a list of what export returned"),
+        ("return loss.item()", "return None", "epoch returned None; expected one number, lower where it is better"),
+    ],
+)
+def test_what_a_recipe_returns_is_checked_before_anything_is_written(
+    tmp_path: Path, was: str, now: str, said: str
+) -> None:
+    mine = tmp_path / "my_recipe.py"
+    mine.write_text(MINE.replace("BOUND", "0.01").replace(was, now))
+    answer = CliRunner().invoke(train, [str(mine), "--quick", "--out", str(tmp_path / "m"), "--runs", str(tmp_path)])
+    assert answer.exit_code == 1
+    assert said in answer.output
+    assert not [*tmp_path.rglob("*.onnx")]
+
+
+def test_numbers_of_torch_and_numpy_are_figures(tmp_path: Path) -> None:
+    mine = tmp_path / "my_recipe.py"
+    text = MINE.replace("BOUND", "0.01").replace("return loss.item()", "return loss")
+    mine.write_text(text.replace("module.factor.item())", "module.factor.detach().numpy())"))
+    answer = CliRunner().invoke(train, [str(mine), "--out", str(tmp_path / "m"), "--runs", str(tmp_path / "r")])
+    assert answer.exit_code == 0, answer.output
+    report = json.loads((tmp_path / "r" / "mine" / "1" / "metrics.json").read_text("utf-8"))
+    assert 0 <= report["metrics"]["error"] < 0.01
+
+
 @pytest.mark.parametrize("option", ["--out", "--runs"])
 def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("")

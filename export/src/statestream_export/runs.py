@@ -22,6 +22,7 @@ import onnx
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch import nn
 
 from statestream_export.errors import RecipeError
 from statestream_export.exporter import Export, quantized
@@ -136,17 +137,21 @@ def execute(
             data = recipe.data(run)
             _check_wanted(recipe.card.name, run)
             module = recipe.module(data)
+            _returned(recipe, "module", module, nn.Module, "an nn.Module")
         curve = recipe.train(module, data, run)
+        _returned(recipe, "train", curve, Curve, "the Curve that run.fit returns: return run.fit(…)")
         module.eval()
         with torch.no_grad(), waiting(run.console, "taking the figures"):
-            metrics = recipe.metrics(module, data)
+            metrics = _figures(recipe, module, data)
             picture = recipe.picture(module, data)
+            _returned(recipe, "picture", picture, Figure, "a matplotlib Figure")
         trained = time.perf_counter() - started
         with (
             waiting(run.console, "writing the model and comparing it with torch"),
             _NewFolder(out / recipe.card.name) as place,
         ):
             written, before = recipe.export(module, data, place.path), None
+            _returned(recipe, "export", written, Sequence, "a list of what export returned: [export(…)]")
             if quantize is not None:
                 before = metrics
                 written, metrics = _quantised(recipe, written, data, max_loss)
@@ -168,6 +173,32 @@ def execute(
     return Result(model, folder, metrics, reached, curve, exports, before, spread)
 
 
+def _figures(recipe: Recipe[Any], module: Any, data: Any) -> Mapping[str, Value]:
+    """A recipe's metrics as Python's own numbers, which a report takes; those of torch and NumPy will do.
+
+    Raises:
+        RecipeError: They are no dict, or without the figure that is to be reached.
+    """
+    found = recipe.metrics(module, data)
+    target = recipe.card.target.metric
+    _returned(recipe, "metrics", found, Mapping, f"figures by name, {target!r} among them")
+    if target not in found:
+        raise RecipeError(
+            f"recipe {recipe.card.name!r}: metrics returned {', '.join(map(repr, found)) or 'nothing'}; expected"
+            f" {target!r}, the figure of its target, among them"
+        )
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in found.items()}
+
+
+def _returned(recipe: Recipe[Any], method: str, value: object, kind: type, expected: str) -> None:
+    """Checks what a method of somebody's recipe returned while it is known whose it is, before anything is written."""
+    if not isinstance(value, kind):
+        raise RecipeError(
+            f"recipe {recipe.card.name!r}: {method} returned {'None' if value is None else type(value).__name__};"
+            f" expected {expected}"
+        )
+
+
 def _spread(recipe: Recipe[Any], run: Run, count: int, first: Mapping[str, Value]) -> Spread | None:
     found = {run.seed: first}
     for seed in range(run.seed + 1, run.seed + count):
@@ -181,7 +212,7 @@ def _spread(recipe: Recipe[Any], run: Run, count: int, first: Mapping[str, Value
             if curve.interrupted:
                 break
             with torch.no_grad():
-                found[seed] = recipe.metrics(module, data)
+                found[seed] = _figures(recipe, module, data)
     return Spread.of(recipe, found) if len(found) > 1 else None
 
 
@@ -198,7 +229,7 @@ def _quantised(
     small = quantized(written[0], max_loss=max_loss)
     graph = GraphModule(onnx.load_model(small.path), small.interface)
     try:
-        metrics = recipe.metrics(graph, data)
+        metrics = _figures(recipe, graph, data)
     except (AttributeError, TypeError) as error:
         raise _unmeasured(name, f"they look inside the module ({error})") from error
     if not graph.runs:

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from statestream_export.datasets.files import Source
+from statestream_export.errors import RecipeError
 
 
 @dataclass(slots=True)
@@ -121,12 +122,12 @@ class Run:
             curve.interrupted = True
             for number in range(total):
                 module.train()
-                loss = epoch()
+                loss = _number("epoch", epoch())
                 module.eval()
                 judged = loss
                 if score is not None:
                     with torch.no_grad():
-                        judged = score()
+                        judged = _number("score", score())
                     curve.scores.append(judged)
                 curve.losses.append(loss)
                 seen = curve.scores or curve.losses
@@ -140,6 +141,15 @@ class Run:
         module.load_state_dict(best)
         module.eval()
         return curve
+
+
+def _number(what: str, value: object) -> float:
+    """What an epoch or a score returned as a number of Python's; a tensor of one will do."""
+    try:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = "None" if value is None else type(value).__name__
+        raise RecipeError(f"{what} returned {came}; expected one number, lower where it is better") from error
 
 
 def epochs(count: int, what: str = "training") -> Iterator[int]:
