@@ -148,6 +148,20 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
         r"'y' is no output: outputs are output\. Outputs are named with outputs=\[",
     ),
     "nothing": (nn.Linear(3, 2), [], {}, "example is empty"),
+    "a class": (nn.Identity, torch.randn(2, 3), {}, r"module is the class Identity; .* call it: Identity\("),
+    "weights alone": (
+        nn.Linear(3, 2).state_dict(),
+        torch.randn(2, 3),
+        {},
+        "module is a dict, as of weights; expected an",
+    ),
+    "a function": (torch.tanh, torch.randn(2, 3), {}, "module is a builtin_.*; expected an nn.Module: put what it"),
+    "a text as axis": (
+        nn.Linear(3, 2),
+        torch.randn(2, 3),
+        {"batch_axis": "0"},
+        "of input 'input' is '0'; .*expected 0 to 1",
+    ),
     "no values": (nn.Linear(3, 2), torch.randn(0, 3), {}, "holds no values"),
     "an array": (nn.Linear(3, 2), {"x": [1.0, 2.0, 3.0]}, {}, "is a list; expected a torch.Tensor"),
     "names miscounted": (nn.Linear(3, 2), torch.randn(1, 3), {"inputs": ["a", "b"]}, "1 tensors and there are 2"),
@@ -180,6 +194,15 @@ def test_a_path_that_no_server_finds_is_refused(tmp_path: Path, path: str) -> No
     ):
         export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / path)
     assert [each.name for each in tmp_path.rglob("*")] == ["m", "new.onnx"]
+
+
+def test_a_path_that_is_none_or_cannot_be_written_is_told(tmp_path: Path) -> None:
+    nothing: Any = None
+    with pytest.raises(ExportError, match="path is None; expected a file"):
+        export(nn.Linear(3, 2), torch.randn(2, 3), path=nothing)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"file/m\.onnx cannot be written: .*; give another path"):
+        export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / "file" / "m.onnx")
 
 
 @pytest.mark.parametrize(("folder", "is_there"), [("m", True), ("m/1", False), ("a model", True)])

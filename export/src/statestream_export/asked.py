@@ -30,6 +30,8 @@ def target(path: str | os.PathLike[str]) -> Path:
     Raises:
         ExportError: No server would find it there, or the folder is one of several models or versions.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ExportError(f"path is {'None' if path is None else f'a {type(path).__name__}'}{_PLACES}")
     target, shown = Path(path), repr(os.fspath(path))
     if target.suffix == _SUFFIX and not target.is_dir():
         return target
@@ -69,6 +71,23 @@ def _check_folder(folder: Path, shown: str) -> None:
         )
 
 
+def check_is_module(module: object) -> None:
+    """Refuses what has no forward to write: a class that is not called yet, weights without their module.
+
+    Raises:
+        ExportError: It is no nn.Module; says what is missing.
+    """
+    if isinstance(module, nn.Module):
+        return
+    if isinstance(module, type):
+        came, hint = f"the class {module.__name__}", f"call it: {module.__name__}(…)"
+    elif isinstance(module, Mapping):
+        came, hint = "a dict, as of weights", "make the module and load them: module.load_state_dict(…)"
+    else:
+        came, hint = f"a {type(module).__name__}", "put what it computes into the forward of one"
+    raise ExportError(f"module is {came}; expected an nn.Module: {hint}")
+
+
 def ports(
     module: nn.Module, example: Example, names: Sequence[str] | None, batch_axis: Axes, time_axis: Axes
 ) -> list[Port]:
@@ -90,12 +109,14 @@ def ports(
     ports = []
     for name, tensor in zip(names, tensors, strict=True):
         if not isinstance(tensor, Tensor):
-            raise ExportError(f"example of input {name!r} is a {type(tensor).__name__}; expected a torch.Tensor")
+            raise ExportError(
+                f"example of input {name!r} is a {type(tensor).__name__}; expected a torch.Tensor: torch.as_tensor(…)"
+            )
         port = Port(name, tensor.detach(), _axis(batch_axis, name), _axis(time_axis, name))
         for what, axis in (("batch_axis", port.batch_axis), ("time_axis", port.time_axis)):
-            if axis is not None and not 0 <= axis < tensor.dim():
+            if axis is not None and not (isinstance(axis, int) and 0 <= axis < tensor.dim()):
                 raise ExportError(
-                    f"{what} of input {name!r} is {axis}; the example has shape {list(tensor.shape)}, so expected"
+                    f"{what} of input {name!r} is {axis!r}; the example has shape {list(tensor.shape)}, so expected"
                     f" 0 to {tensor.dim() - 1}, or None"
                 )
         if port.batch_axis is not None and port.batch_axis == port.time_axis:

@@ -153,6 +153,7 @@ def export(
             its own example. `GateError`: the graph does not do what the module does, or quantised loses too much; it
             names the case and the difference. Nothing is written.
     """
+    asked.check_is_module(module)
     nests, module, target = dict(states or {}), wrapping.unwrapped(module), asked.target(path)
     known = dict(each for name, nest in nests.items() for each in flat(name, nest))
     ports = asked.ports(module, example, inputs, batch_axis, time_axis)
@@ -329,14 +330,17 @@ def _signed(model: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
 
 
 def _write(model: onnx.ModelProto, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(model.SerializeToString())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(model.SerializeToString())
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}; give another path, or make room") from error
     return path
