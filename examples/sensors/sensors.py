@@ -29,7 +29,6 @@ async def heard(line):
 
 
 async def main():
-    write("models/running/1")
     line, readings, far = asyncio.Queue(), Counter(), []
     async with aio.local("models/running") as client, asyncio.TaskGroup() as sensors:
         for number in range(SENSORS):
@@ -43,4 +42,5 @@ async def main():
     print(*far, sep="\n")
 
 
+write("models/running/1")  # Before the loop starts, which would hold Ctrl-C back meanwhile.
 asyncio.run(main())

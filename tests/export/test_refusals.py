@@ -68,7 +68,7 @@ class Echo(nn.Module):
 ROW = State(torch.zeros(2, 1, 6), batch_axis=1)
 SMALL = State(torch.zeros(1, 1, 4), batch_axis=1)
 SERIES = torch.randn(1, 4, 3)
-CASES: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
+CASES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "projection": (Projected(), SERIES, {"states": {"h": SMALL, "c": SMALL}, "time_axis": 1}, "proj_size=2"),
     "bidirectional with states": (Bidirectional(), SERIES, {"states": {"h": SMALL}, "time_axis": 1}, "bidirectional"),
     "a state too few": (Layered(nn.LSTM), SERIES, {"states": {"h": ROW}, "time_axis": 1, "outputs": ["y"]}, "forward"),
