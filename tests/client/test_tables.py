@@ -470,5 +470,7 @@ async def test_what_is_not_finite_is_named(connect: Connect, twin: Twin, fake: F
 def test_a_text_for_numbers_says_what_makes_numbers_of_it() -> None:
     with pytest.raises(BadTensor, match="'good film' of type str; expected numbers of dtype int64; .*encode_text"):
         history(layout(dtype="int64"), "good film")
+    with pytest.raises(BadTensor, match=r"'good' of type str at .*; expected numbers of dtype int64; .*encode_text"):
+        history(layout(dtype="int64"), ["good", "film"])
     with pytest.raises(BadTensor, match="expected numbers of dtype float32$"):
         history(layout(), "good film")

@@ -135,9 +135,9 @@ def _plain(wanted: Wanted, value: Any) -> Array:
     if isinstance(value, _NUMPY):
         return _fields(wanted, np.asarray(value))
     if value is None or isinstance(value, str | bytes | bytearray):
-        text = isinstance(value, str) and wanted.dtype.kind in "iu"
-        hint = "; statestream.signature.encode_text makes numbers of a text" if text else ""
-        raise wanted.bad(f"{wanted.name} is {short(value)}; expected numbers of dtype {wanted.dtype.name}{hint}")
+        raise wanted.bad(
+            f"{wanted.name} is {short(value)}; expected numbers of dtype {wanted.dtype.name}{_coding(wanted, value)}"
+        )
     record = _record(value)
     if record is not None:
         return _row(wanted, record)
@@ -198,6 +198,12 @@ def _row(wanted: Wanted, record: Mapping[Any, Any]) -> Array:
     return stacked(wanted, columns)
 
 
+def _coding(wanted: Wanted, value: object) -> str:
+    """What makes numbers of a text, where whole ones are wanted; of a text for another input nobody knows it."""
+    text = isinstance(value, str) and wanted.dtype.kind in "iu"
+    return "; statestream.signature.encode_text makes numbers of a text" if text else ""
+
+
 def _sequence(wanted: Wanted, value: Sequence[Any]) -> Array:
     if _all_plain(value):
         try:
@@ -210,7 +216,7 @@ def _sequence(wanted: Wanted, value: Sequence[Any]) -> Array:
         if isinstance(one, str | bytes) or one is np.ma.masked or not (isinstance(one, _SCALARS) or _several(one)):
             raise wanted.bad(
                 f"{wanted.name} has {short(one)} at {place(wanted, [at], [len(value)])};"
-                f" expected numbers of dtype {wanted.dtype.name}"
+                f" expected numbers of dtype {wanted.dtype.name}{_coding(wanted, one)}"
             )
     parts = [converted(wanted, _plain(wanted, one)) for one in value]
     shapes = sorted({part.shape for part in parts})
