@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import statestream
 from statestream import cli
 from statestream.command import group
 from tests.support import models
@@ -176,6 +177,19 @@ def test_sessions_one_by_one(call: Callable[..., str], address: str, tmp_path: P
     (tmp_path / "bad").write_bytes(b"x")
     assert "SNAPSHOT_INVALID" in call("sessions", "restore", "sunspots", "x", str(tmp_path / "bad"), code=1)
     assert json.loads(call("sessions", address, "--model", "sunspots", "--id", "one", "--json")) == []
+
+
+def test_a_terminal_obeys_no_name_of_a_caller(call: Callable[..., str], address: str) -> None:
+    id = "bell\x1b[2J\nnext"
+    with statestream.connect(address) as client, client.session("sunspots", id=id):
+        pass
+    for said in (
+        call("sessions", address, "--id", "bell"),
+        call("sessions", "show", "sunspots", id),
+        call("sessions", "rm", "sunspots", id),
+    ):
+        assert "bell\\x1b[2J\\nnext" in said
+        assert "\x1b" not in said
 
 
 def test_models_come_and_go(call: Callable[..., str]) -> None:

@@ -252,6 +252,11 @@ def specs(specs: Any) -> str:
     )
 
 
+def printed(text: str) -> str:
+    """A name of a caller's for a terminal: what a terminal would obey, or break a line at, is shown escaped."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def plain(value: Any) -> Any:
     """A view as JSON values; a signature as its specs."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

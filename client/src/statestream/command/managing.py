@@ -11,7 +11,17 @@ import click
 import statestream
 from statestream import unary
 from statestream.command import lines, listing
-from statestream.command.asking import Version, ask, asks_server, at_server, console, model_names, plain, print_json
+from statestream.command.asking import (
+    Version,
+    ask,
+    asks_server,
+    at_server,
+    console,
+    model_names,
+    plain,
+    print_json,
+    printed,
+)
 from statestream.command.listing import Column
 from statestream.sync.calling import answer
 from statestream.views import SessionInfo
@@ -133,7 +143,7 @@ def _table(found: list[SessionInfo]) -> None:
         [
             Column("model", [one.model for one in found]),
             Column("version", [str(one.version) for one in found], whole=True, leaves=4),
-            Column("session", [one.id + (" (ephemeral)" if one.ephemeral else "") for one in found]),
+            Column("session", [printed(one.id) + (" (ephemeral)" if one.ephemeral else "") for one in found]),
             Column("position", [f"{one.position:,}" for one in found], whole=True),
             Column("durable", [f"{one.durable_position:,}" for one in found], whole=True),
             Column("epoch", [str(one.epoch) for one in found], whole=True, leaves=1),
@@ -159,7 +169,7 @@ def show(model: str, id: str, address: str, as_json: bool, timeout: float) -> No
         print_json(plain(found))
         return
     for name, value in plain(found).items():
-        click.echo(f"{name.replace('_', ' ') + ':':18}{f'{value:,}' if type(value) is int else value}")
+        click.echo(f"{name.replace('_', ' ') + ':':18}{f'{value:,}' if type(value) is int else printed(str(value))}")
 
 
 @sessions.command()
@@ -173,7 +183,7 @@ def rm(model: str, ids: tuple[str, ...], address: str, as_json: bool, timeout: f
         for id in ids:
             answer(_link(client, model, id), unary.delete_session(model, id))
             if not as_json:
-                click.echo(f"{model}/{id} is deleted")
+                click.echo(f"{model}/{printed(id)} is deleted")
 
     ask(address, timeout, delete)
     if as_json:
@@ -208,7 +218,7 @@ def snapshot(model: str, id: str, output: str | None, address: str, as_json: boo
     if as_json:
         print_json({"model": model, "id": id, "file": str(place), "bytes": len(blob)})
     else:
-        click.echo(f"{model}/{id}: {len(blob):,} bytes in {place}")
+        click.echo(f"{model}/{printed(id)}: {len(blob):,} bytes in {printed(str(place))}")
 
 
 @sessions.command()
@@ -229,7 +239,7 @@ def restore(model: str, id: str, file: str, upgrade: bool, address: str, as_json
     if as_json:
         print_json(made)
     else:
-        click.echo(f"{model}/{id} is at position {made['position']:,} of version {made['version']}")
+        click.echo(f"{model}/{printed(id)} is at position {made['position']:,} of version {made['version']}")
 
 
 def _link(client: statestream.Client, model: str, id: str) -> Any:
