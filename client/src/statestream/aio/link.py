@@ -269,7 +269,7 @@ class Link:
 
     async def _serve(self, channel: grpc.aio.Channel) -> bool:
         """Has a stream on a channel until it is over; whether the next one is to be on this channel, too."""
-        state, core = self.state, self.core
+        state = self.state
         over = self._over = asyncio.Event()
         state.began(time.monotonic())
         call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=state.stream_metadata)
@@ -279,23 +279,7 @@ class Link:
         watcher = asyncio.create_task(self._watch(call), name="statestream-watcher")
         self._online.set()
         try:
-            while True:
-                response: Any = await call.read()
-                if response is grpc.aio.EOF:
-                    details = await call.details() or "the stream ended"
-                    state.cause = read_code(await call.code(), details, state.where)
-                    break
-                if state.tracing is not None:
-                    state.tracing.received(response)
-                now = time.monotonic()
-                core.receive(response, now)
-                # Whoever waited for the answer goes on before anything else is done.
-                await asyncio.sleep(0)
-                core.buffer.advance(now)
-                if (core.going_away or not state.answered) and state.over():
-                    break
-                if core.pending:
-                    self._wakeup.set()
+            await self._read(call)
         except grpc.RpcError as error:
             state.cause = read_rpc_error(said[0] if said else error, state.where)
         except asyncio.CancelledError:
@@ -322,6 +306,23 @@ class Link:
         if not self._closed:
             await self._pump(state.after(time.monotonic()))
         return False
+
+    async def _read(self, call: Any) -> None:
+        """Takes what comes on a stream, until it ends or is to end."""
+        state, core = self.state, self.core
+        while (response := await call.read()) is not grpc.aio.EOF:
+            if state.tracing is not None:
+                state.tracing.received(response)
+            now = time.monotonic()
+            core.receive(response, now)
+            # Whoever waited for the answer goes on before anything else is done.
+            await asyncio.sleep(0)
+            core.buffer.advance(now)
+            if (core.going_away or not state.answered) and state.over():
+                return
+            if core.pending:
+                self._wakeup.set()
+        state.cause = read_code(await call.code(), await call.details() or "the stream ended", state.where)
 
     async def _stay(self) -> bool:
         """Keeps the channel for calls that need no stream until one is wanted: True; False once the server is away."""

@@ -248,7 +248,7 @@ class StreamCore:
         return None
 
     def receive(self, response: StreamResponse, now: float) -> None:
-        """Takes an answer; tickets that it completes are notified from in here. Behind them `buffer.advance` follows."""
+        """Takes an answer; tickets that it completes are notified from in here. `buffer.advance` comes behind."""
         self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
