@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import statestream_server
+from statestream.contract.errors import quoted
 from statestream_server.stores.base import NEWER, Lasting, Record, Told
 from statestream_server.upkeep.archive import About, Archive, Count, Writer
 from statestream_server.upkeep.problems import NewerRecords, RecordsDamaged, StoreInUse
@@ -118,7 +119,7 @@ async def _refuse_newer(store: Lasting, archive: Archive) -> None:
         heads = await store.heads([record.key for record in piece])
         stale = [record.key for record, head in zip(piece, heads, strict=True) if _is_newer(head, record)]
         found += len(stale)
-        names += [f"{key.model}/{key.id}" for key in stale[: _TOLD - len(names)]]
+        names += [quoted(f"{key.model}/{key.id}", 512) for key in stale[: _TOLD - len(names)]]
     if found:
         raise NewerRecords(
             f"the store has {found} sessions in a newer state than the backup: {', '.join(names)}"
