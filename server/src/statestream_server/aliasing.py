@@ -177,6 +177,7 @@ class Aliasing:
         for found in repository.scan(self._places).found:
             if found.name == name and (folder := repository.folder_of(found.path)) not in folders:
                 folders.append(folder)
+        aliases.finish(folders)
         having = [folder for folder in folders if alias in aliases.read(folder / repository.ALIASES)]
         if not folders:
             raise errors.ModelNotFound(f"model {name!r} does not lie there any more; its aliases stay as they are")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import pytest
 
 import statestream
 from statestream import errors
-from statestream_server.models.files import aliases
+from statestream_server import app
+from statestream_server.models.files import aliases, repository
 from statestream_server.models.files.aliases import AliasesError
 from tests.server.versions.counters import LONG, MODEL
 from tests.server.versions.test_aliases import client_of, looks, named, say
 from tests.support import models
-from tests.support.serving import process, serving
+from tests.support.serving import free_settings, process, serving
 
 
 def test_what_is_no_file_of_aliases_is_never_waited_for(tmp_path: Path) -> None:
@@ -130,6 +133,93 @@ def test_of_several_files_all_change_or_none(place: str, tmp_path: Path, monkeyp
     if place != "broken":
         aliases.edit(folders, "stable", 2)
         assert [aliases.read(tmp_path / name / "aliases.toml") for name in "abc"] == [{"stable": 2}] * 3
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is put back."""
+
+
+def killed_at(nth: int, folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets an alias to version 2, and is killed before a rename."""
+    replace, unlink, done = os.replace, Path.unlink, list[object]()
+
+    def replacing(*args: Any) -> None:
+        done.append(args)
+        if len(done) == nth:
+            raise Killed
+        replace(*args)
+
+    def unlinking(path: Path, **kind: Any) -> None:
+        if len(done) < nth:
+            unlink(path, **kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replacing)
+        patch.setattr(aliases, "_put_back", lambda *_: None)
+        patch.setattr(Path, "unlink", unlinking)
+        with pytest.raises(Killed):
+            aliases.edit(folders, "stable", 2)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+async def test_an_edit_of_two_files_that_was_killed_is_decided_for_all(
+    nth: int, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One folder says something else than the other, and a server that starts then serves what was decided."""
+    other = models.write_counter(tmp_path / "other", 2, factor=10)
+    paths = [say(place, "stable = 1\nold = 1\n") for place in (folder, other)]
+    killed_at(nth, [path.parent for path in paths], monkeypatch)
+    if nth == 2:
+        assert [aliases.read(path)["stable"] for path in paths] == [2, 1]
+    settings = dataclasses.replace(free_settings(folder), models=(folder, other))
+    async with app.running(settings) as running, statestream.aio.connect(f"127.0.0.1:{running.port}") as client:
+        assert await named(client) == {"stable": nth, "old": 1}
+        assert await client.set_alias(MODEL, "old", 2) == {"stable": nth, "old": 2}
+    assert [aliases.read(path) for path in paths] == [{"stable": nth, "old": 2}] * 2
+    if nth == 1:
+        return
+    assert not [one for path in paths for one in path.parent.iterdir() if one.name.endswith(".new")]
+    assert "stay as they are" not in caplog.text
+
+
+def test_what_a_killed_edit_left_is_no_answer_to_what_others_wrote_since(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that disagree because of somebody's own words are told; so they are where the edit had decided nothing."""
+    other = models.write_counter(tmp_path / "other", 3)
+    paths = [say(place, "stable = 1\n") for place in (both, other)]
+    scan = repository.scan([both, other])
+    for nth, texts in ((2, ("stable = 2\n", "stable = 3\n")), (1, ("stable = 3\n", None))):
+        for path in paths:
+            path.write_text("stable = 1\n")
+        killed_at(nth, [path.parent for path in paths], monkeypatch)
+        for path, text in zip(paths, texts, strict=True):
+            if text is not None:
+                path.write_text(text)
+                os.utime(path, ns=(2**62, 2**62))  # After all that was left.
+        for _ in range(2):
+            assert "have both name one version" in aliases.told(scan).wrong[MODEL]
+            aliases.finish([path.parent for path in paths])
+            assert {path: path.read_text() for path in paths} == {
+                path: text or "stable = 1\n" for path, text in zip(paths, texts, strict=True)
+            }
+
+
+async def test_an_edit_waits_for_no_process_that_was_stopped_at_its_own(
+    both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = say(both, "stable = 1\n")
+    monkeypatch.setattr(aliases, "_MOST_WAITED", 0.0)
+    async with client_of(both) as (_, client):
+        held = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(errors.Unsupported, match=r"counter: another process has kept it locked .*end that one"):
+                await client.set_alias(MODEL, "stable", 2)
+        finally:
+            os.close(held)
+        assert (path.read_text(), await named(client)) == ("stable = 1\n", {"stable": 1})
+        assert await client.set_alias(MODEL, "stable", 2) == {"stable": 2}
 
 
 async def test_a_slow_load_for_an_older_file_does_not_undo_what_was_set(

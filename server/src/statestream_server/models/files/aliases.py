@@ -15,8 +15,9 @@ import functools
 import os
 import re
 import stat
+import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,10 +31,19 @@ _LONGEST: Final = 256
 """Characters of a line: a key of many parts takes tomllib their cube."""
 _MOST: Final = 256
 """Aliases of one model."""
+_MOST_TRIES: Final = 3
+"""Readings of files that disagree: somebody may be at it."""
+_MOST_WAITED: Final = 10.0
+"""Seconds for which another process may edit; one that was stopped at it would hold up others for good."""
+_PAUSE: Final = 0.02
 
 
 class AliasesError(Exception):
     """A file says no aliases; the text says why, and names it."""
+
+
+class _Disagreement(AliasesError):
+    """Files of one model have an alias name two versions."""
 
 
 @dataclass(slots=True)
@@ -56,20 +66,90 @@ def told(scan: Scan) -> Told:
         folders.setdefault(found.name, set()).add(folder_of(found.path))
     all_told = Told()
     for name, places in folders.items():
-        names = dict[str, int]()
         try:
-            for folder in sorted(places):
-                for alias, version in read(folder / ALIASES).items():
-                    if names.setdefault(alias, version) != version:
-                        raise AliasesError(
-                            f"{folder / ALIASES}: {alias} is {version}, and {names[alias]} in another folder of"
-                            f" {name!r}; have both name one version, or keep one of the files"
-                        )
+            all_told.names[name] = _said(name, [folder / ALIASES for folder in sorted(places)])
         except AliasesError as error:
             all_told.wrong[name] = str(error)
-        else:
-            all_told.names[name] = names
     return all_told
+
+
+def _said(name: str, paths: Sequence[Path]) -> dict[str, int]:
+    """What the files of a model say together.
+
+    Raises:
+        AliasesError: One says none, or they disagree.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return _together(name, {path: path for path in paths})
+        except _Disagreement:
+            if left := _left(paths):
+                with contextlib.suppress(AliasesError):
+                    return _together(name, {path: left.get(path, path) for path in paths})
+            if tries == _MOST_TRIES:
+                raise
+
+
+def _together(name: str, files: Mapping[Path, Path]) -> dict[str, int]:
+    """The same, of what is read in place of each file."""
+    names, folder_by = dict[str, int](), dict[str, Path]()
+    for path, file in files.items():
+        for alias, version in _loaded(path, _text(file)).items():
+            if names.setdefault(alias, version) != version:
+                raise _Disagreement(
+                    f"{path}: {alias} is {version}, and {names[alias]} in {folder_by[alias]}, another folder of"
+                    f" {name!r}; have both name one version (statestream alias writes all), or keep one of the files"
+                )
+            folder_by.setdefault(alias, path.parent)
+    return names
+
+
+def _left(paths: Iterable[Path]) -> dict[Path, Path]:
+    """By file what is to take its place still: what whoever was killed between the renames of an edit left.
+
+    All new files were on the disk before the first was renamed, and that decided the edit. So where no file is without
+    such a one nothing was decided, and one that is older than its file is of an edit that others have overwritten.
+    """
+    left, decided = dict[Path, Path](), False
+    for path in paths:
+        try:
+            real = Path(os.path.realpath(path))
+            changed = real.stat().st_mtime_ns
+            fresh = _fresh(real)
+            known = fresh.lstat()
+            if stat.S_ISREG(known.st_mode) and known.st_mtime_ns >= changed:
+                left[path] = fresh
+            else:
+                decided = True
+        except OSError:
+            decided = True
+    return left if decided else {}
+
+
+def finish(folders: Iterable[Path]) -> None:
+    """Ends an edit that was killed between its renames: the files of a model in these folders say what they were to.
+
+    Raises:
+        OSError: One cannot be written.
+    """
+    paths = [folder / ALIASES for folder in folders]
+    if not _left(paths):
+        return
+    with _alone(path.parent for path in paths if path.parent.is_dir()):
+        try:
+            _together("", {path: path for path in paths})
+        except _Disagreement:
+            left = _left(paths)
+            try:
+                _together("", {path: left.get(path, path) for path in paths})
+            except AliasesError:
+                return  # It was another edit: whoever asks hears that they disagree.
+            for path, fresh in left.items():
+                os.replace(fresh, os.path.realpath(path))
+        except AliasesError:
+            return
 
 
 def read(path: Path) -> dict[str, int]:
@@ -232,7 +312,11 @@ def _key(alias: str) -> str:
 
 @contextlib.contextmanager
 def _alone(folders: Iterable[Path]) -> Iterator[dict[Path, int]]:
-    """The files of folders, each once, and where they lie, open; waits until no other process edits what lies there."""
+    """The files of folders, each once, and where they lie, open; waits until no other process edits what lies there.
+
+    Raises:
+        OSError: One cannot be opened, or another process edits for too long.
+    """
     found = dict[tuple[int, int, str], tuple[Path, int]]()
     with contextlib.ExitStack() as held:
         for folder in folders:
@@ -244,8 +328,34 @@ def _alone(folders: Iterable[Path]) -> Iterator[dict[Path, int]]:
             found.setdefault((known.st_ino, known.st_dev, path.name), (path, place))
         locks = {key[:2]: place for key, (_, place) in found.items()}
         for _, place in sorted(locks.items()):  # All take them in this order, so that no two wait for each other.
-            fcntl.flock(place, fcntl.LOCK_EX)
+            _lock(place, next(path.parent for path, one in found.values() if one == place))
         yield dict(found.values())
+
+
+def _lock(place: int, folder: Path) -> None:
+    """Waits until nobody else edits what lies in a folder.
+
+    Raises:
+        OSError: Somebody is at it for too long.
+    """
+    until = time.monotonic() + _MOST_WAITED
+    while True:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise OSError(
+                    errno.EWOULDBLOCK,
+                    f"another process has kept it locked for {_MOST_WAITED:g} s; continue or end that one",
+                    str(folder),
+                ) from error
+        time.sleep(_PAUSE)
+
+
+def _fresh(path: Path) -> Path:
+    """Where what is to take a file's place is written."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _written(path: Path, text: bytes) -> Path:
@@ -253,7 +363,7 @@ def _written(path: Path, text: bytes) -> Path:
 
     It has one name: whoever is killed leaves it to the next.
     """
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = _fresh(path)
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()
     known = path.stat() if path.exists() else None
