@@ -50,6 +50,7 @@ class Aliasing:
             if name in self._taking or self._taken.get(name) == said or now - self._seen[name][1] < _STILL:
                 continue
             self._taken[name] = said
+            self._misread(name, told)
             if wrong:
                 log.error("%s; the aliases of %s stay as they are", wrong, name)
             elif (names := told.names[name]) != self._registry.aliases(name):
@@ -75,12 +76,20 @@ class Aliasing:
         """Takes what the file of a model says in this turn, where that was expected; what failed, as `reread`."""
         async with self._turns[name]:
             told = await asyncio.to_thread(self._told)
+            self._misread(name, told)
             if name in told.wrong:
                 log.error("%s; the aliases of %s stay as they are", told.wrong[name], name)
                 return {"": told.wrong[name]}
             if name in told.names and expected in (None, told.names[name]):
                 return await self.take(name, told.names[name])
             return {}
+
+    def _misread(self, name: str, told: aliases.Told) -> None:
+        """Has callers who name what a model is not called hear why, where that is its file's fault."""
+        if name in told.wrong:
+            self._registry.misread[name] = told.wrong[name]
+        else:
+            self._registry.misread.pop(name, None)
 
     def _wanting(self, name: str, names: Mapping[str, int], lying: _Lying) -> frozenset[object]:
         """Of the versions that aliases are to name, and do not, those that came since: they are tried anew."""

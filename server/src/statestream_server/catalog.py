@@ -30,6 +30,8 @@ class Catalog:
         self._aliases: dict[str, dict[str, int]] = {}
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
+        self.misread: dict[str, str] = {}
+        """Why what the files say of a model's aliases was not taken, by name."""
 
     @property
     def chosen(self) -> list[tuple[str, int]]:
@@ -75,7 +77,7 @@ class Catalog:
             loaded = ", ".join(map(str, sorted(self._served[name])))
             raise errors.ModelNotFound(
                 f"model {name!r} has no alias {errors.quoted(alias)}; its aliases: {have or 'none'}; loaded versions:"
-                f" {loaded}",
+                f" {loaded}{f'; what was said last is not taken: {why}' if (why := self.misread.get(name)) else ''}",
                 metadata={"field": "alias"},
             )
         return found or 0

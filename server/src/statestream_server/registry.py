@@ -119,7 +119,8 @@ class Registry(Catalog):
         """Loads the versions that aliases name, and has these name them; what is wrong with one is told in the log."""
         told = told if told is not None else repository.scan(self._places)
         said = await asyncio.to_thread(aliases.told, told)
-        for text in said.wrong.values():
+        for name, text in said.wrong.items():
+            self.misread[name] = text
             log.error("%s", text)
         for name, names in said.names.items():
             for number in sorted(set(names.values())):

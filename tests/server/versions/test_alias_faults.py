@@ -222,6 +222,21 @@ async def test_an_edit_waits_for_no_process_that_was_stopped_at_its_own(
         assert await client.set_alias(MODEL, "stable", 2) == {"stable": 2}
 
 
+async def test_whoever_names_an_alias_hears_that_its_file_is_wrong(both: Path) -> None:
+    """Also of a server that has started over such a file, and knows none; until it is mended."""
+    say(both, "stable = \n")
+    told = r"no alias 'stable'; its aliases: none; .* what was said last is not taken: \S*aliases.toml: Invalid value"
+    async with client_of(both) as (local, client):
+        for _ in range(2):
+            with pytest.raises(errors.ModelNotFound, match=told):
+                await client.session(MODEL, version="stable")
+            await looks(local, 0, 3)
+        say(both, "")
+        await looks(local, 4, 7)
+        with pytest.raises(errors.ModelNotFound, match=r"its aliases: none; loaded versions: 2$"):
+            await client.session(MODEL, version="stable")
+
+
 async def test_a_slow_load_for_an_older_file_does_not_undo_what_was_set(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
