@@ -212,7 +212,10 @@ class Registry(Catalog):
             self.failures[name, wanted] = clashes[wanted]
             raise errors.Unsupported(clashes[wanted])
         if wanted not in found:
-            raise self._unknown(name, version)
+            error = self._unknown(name, version)
+            if not told.missing:
+                raise error
+            raise errors.ModelNotFound(f"{error.message}; models cannot be looked for: {'; '.join(told.missing)}")
         return found[wanted]
 
     def _serve(self, found: repository.Found, model: Model | ModelLoadError) -> Served:

@@ -237,6 +237,22 @@ async def test_whoever_names_an_alias_hears_that_its_file_is_wrong(both: Path) -
             await client.session(MODEL, version="stable")
 
 
+async def test_a_link_to_the_models_that_leads_nowhere_is_told_to_whoever_asks_for_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(folder)
+    told = r"no version 2; loaded: 1; models cannot be looked for: \S*/current: No such file"
+    async with client_of(link) as (_, client):
+        link.unlink()
+        link.symlink_to(tmp_path / "nowhere")
+        for asked in (client.load_model(MODEL, 2), client.set_alias(MODEL, "stable", 2)):
+            with pytest.raises(errors.ModelNotFound, match=told):
+                await asked
+        async with client.session(MODEL) as session:
+            assert (await session.step([1.0])).tolist() == [1]
+
+
 async def test_a_slow_load_for_an_older_file_does_not_undo_what_was_set(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
