@@ -376,7 +376,9 @@ def _written(path: Path, text: bytes) -> Path:
                 with contextlib.suppress(PermissionError):
                     os.fchown(file.fileno(), known.st_uid, known.st_gid)
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # Of several, which disk is full.
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
