@@ -122,6 +122,7 @@ class Aliasing:
             else:
                 stays = f"goes on naming version {known[alias]}" if alias in known else "names none"
                 log.error("%s of %s is to name version %d, and %s: %s", alias, name, number, stays, failure.message)
+                self._registry.misread[name] = f"{alias} = {number}: {failure.message}"
                 if alias in known:
                     taken[alias] = known[alias]
         for alias in sorted({*known, *taken}):

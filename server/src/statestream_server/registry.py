@@ -130,6 +130,7 @@ class Registry(Catalog):
                 except errors.StatestreamError as error:
                     called = " and ".join(alias for alias, version in names.items() if version == number)
                     log.error("%s of %s names version %d, and so no version: %s", called, name, number, error.message)
+                    self.misread[name] = f"{called} = {number}: {error.message}"
             self.call(name, {alias: number for alias, number in names.items() if self.is_loaded(name, number)})
 
     async def _load_newest(self, versions: Sequence[repository.Found]) -> None:

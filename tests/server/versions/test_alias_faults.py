@@ -238,6 +238,24 @@ async def test_whoever_names_an_alias_hears_that_its_file_is_wrong(both: Path) -
             await client.session(MODEL, version="stable")
 
 
+async def test_whoever_names_an_alias_hears_that_its_version_does_not_load(both: Path) -> None:
+    """Of a server that has started so, too: another over the same folder may have it."""
+    kept = (both / MODEL / "2" / "model.onnx").read_bytes()
+    (both / MODEL / "2" / "model.onnx").write_bytes(kept[:-20])
+    say(both, "stable = 2\n")
+    async with client_of(both) as (local, client):
+        for _ in range(2):
+            with pytest.raises(
+                errors.ModelNotFound, match="its aliases: none; .* not taken: stable = 2: .*readable ONNX"
+            ):
+                await client.session(MODEL, version="stable")
+            await looks(local, 0, 3)
+        (both / MODEL / "2" / "model.onnx").write_bytes(kept)
+        assert await client.set_alias(MODEL, "stable", 2) == {"stable": 2}
+        with pytest.raises(errors.ModelNotFound, match="loaded versions: 1, 2$"):
+            await client.session(MODEL, version="canary")
+
+
 async def test_a_link_to_the_models_that_leads_nowhere_is_told_to_whoever_asks_for_others(
     folder: Path, tmp_path: Path
 ) -> None:
