@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -165,3 +166,29 @@ async def test_a_request_that_is_too_large_is_not_sent(connect: Connect, twin: T
         await twin.call(client.restore, bytes(5_200_000), model="sum")
     with pytest.raises(errors.BadTensor, match=r"series 0 has 4,800,000 bytes.*Send less of its past"):
         await twin.call(client.forecast, "sum", np.zeros((600_000, FEATURES), np.float32), h=1)
+
+
+class Between:
+    """A server that goes where a call has just heard that it is there, and is there again for the next who asks."""
+
+    def __init__(self, link: Any) -> None:
+        self._link = link
+        self._channels = [None, link._channel]
+
+    def is_set(self) -> bool:
+        self._link._channel = self._channels.pop(0)
+        return True
+
+    def wait(self, _seconds: float) -> bool:
+        return self.is_set()
+
+
+async def test_a_server_that_goes_just_before_a_call_is_no_closed_client(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await connect()
+    between = Between(client._link)
+    with monkeypatch.context() as patch:
+        patch.setattr(client._link, "_online", between)
+        assert (await twin.call(client.load_model, "sum")).kind == "session"
+    assert not between._channels

@@ -156,14 +156,18 @@ class Link:
 
     async def _connected(self) -> grpc.aio.Channel:
         """The channel to the server that answers now; waits for one."""
-        if not self._online.is_set():
-            try:
-                await asyncio.wait_for(self._online.wait(), self.settings.retry_timeout)
-            except TimeoutError:
-                raise self.state.unavailable(self.settings.retry_timeout) from None
-        if self._closed or self._channel is None:
-            raise self.state.closed(forked=self.copied)
-        return self._channel
+        until = self._loop.time() + self.settings.retry_timeout
+        while True:
+            if not self._online.is_set():
+                try:
+                    await asyncio.wait_for(self._online.wait(), until - self._loop.time())
+                except TimeoutError:
+                    raise self.state.unavailable(self.settings.retry_timeout) from None
+            if self._closed:
+                raise self.state.closed(forked=self.copied)
+            if self._channel is not None:
+                return self._channel
+            # It went in the turn in which this was woken: the server is away again.
 
     async def _pause(self, attempts: Attempts, error: Exception, channel: grpc.aio.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""

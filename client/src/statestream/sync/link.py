@@ -158,11 +158,15 @@ class Link:
 
     def _connected(self) -> grpc.Channel:
         """The channel to the server that answers now; waits for one."""
-        if not self._online.wait(self.settings.retry_timeout):
-            raise self.state.unavailable(self.settings.retry_timeout)
-        if self._closed or self._channel is None:
-            raise self.state.closed(forked=self.copied)
-        return self._channel
+        until = time.monotonic() + self.settings.retry_timeout
+        while self._online.wait(max(0.0, until - time.monotonic())):
+            channel = self._channel
+            if self._closed:
+                raise self.state.closed(forked=self.copied)
+            if channel is not None:
+                return channel
+            # It went between the two: the server is away again.
+        raise self.state.unavailable(self.settings.retry_timeout)
 
     def _pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
