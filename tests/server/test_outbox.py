@@ -80,9 +80,9 @@ class Answers:
     def held(self) -> int:
         return self.window.held
 
-    def put(self, frame: int) -> None:
+    def put(self, frame: int, *, alone: bool = True) -> None:
         self.account.take(100, self.window)
-        self.outbox.put_bytes(pb.StreamResponse(frame=frame).SerializeToString(), self.window, 100)
+        self.outbox.put_bytes(pb.StreamResponse(frame=frame).SerializeToString(), self.window, 100, alone=alone)
 
 
 async def test_an_answer_to_a_stream_that_says_nothing_begins_to_leave_at_once() -> None:
@@ -94,20 +94,24 @@ async def test_an_answer_to_a_stream_that_says_nothing_begins_to_leave_at_once()
         await asyncio.sleep(0)
     answers.put(0)
     assert answers.reader.frames == [1, 0], "a write that waits for nothing is over"
+    answers.put(5, alone=False)
+    assert answers.reader.frames == [1, 0]
+    for _ in range(4):
+        await asyncio.sleep(0)
     answers.reader.reads.clear()
     answers.put(2)
-    assert answers.reader.begun == [1, 0, 2]
+    assert answers.reader.begun == [1, 0, 5, 2]
     assert answers.reader.since is not None, "a reader that takes nothing is found by it"
     assert answers.held == 0
     answers.put(3)
     answers.put(4)
     await asyncio.sleep(0)
-    assert answers.reader.begun == [1, 0, 2], "one write at a time"
+    assert answers.reader.begun == [1, 0, 5, 2], "one write at a time"
     assert answers.held == 200
     answers.reader.reads.set()
     answers.outbox.end()
     await answers.writer
-    assert answers.reader.frames == [1, 0, 2, 3, 4]
+    assert answers.reader.frames == [1, 0, 5, 2, 3, 4]
     assert answers.reader.since is None
     assert answers.held == 0
 

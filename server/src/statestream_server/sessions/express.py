@@ -212,7 +212,7 @@ class _Chunk(NamedTuple):
     asker: Asker
     express: Express
 
-    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
+    def result(self, durable: int, outputs: Sequence[bytes], *, alone: bool = False) -> None:
         if self.saved:
             self.express.save(self, outputs)
         else:

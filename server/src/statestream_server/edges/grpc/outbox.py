@@ -135,9 +135,16 @@ class Outbox:
         elif self._more is not None and not self._more.done():
             self._more.set_result(None)
 
-    def put_bytes(self, message: bytes, window: Window, cost: int) -> None:
-        """Sends an answer to chunks that is made already, at once where nothing waits and the edge can."""
-        if not self._messages and not self._sources and (self._say or self._begin)(message):
+    def put_bytes(self, message: bytes, window: Window, cost: int, *, alone: bool = False) -> None:
+        """Sends an answer to chunks that is made already, at once where nothing waits and the edge can.
+
+        One that is not the only answer of its moment (`alone`) costs less through the writer, where that is a task.
+        """
+        if (
+            not self._messages
+            and not self._sources
+            and (self._say(message) if self._say is not None else alone and self._begin(message))
+        ):
             self._account.give(cost, window)
         else:
             self.put_later(message, len(message), window, cost)

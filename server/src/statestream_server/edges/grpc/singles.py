@@ -183,13 +183,13 @@ class _Single(NamedTuple):
     number: bytes
     named: bytes
 
-    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
+    def result(self, durable: int, outputs: Sequence[bytes], *, alone: bool = False) -> None:
         seen = self.seen
         begin, between, tensors = seen.reply
         parts = [self.number, begin, self.named, between, durable.to_bytes(8, "little")]
         for before, data in zip(tensors, outputs, strict=True):
             parts += (before, data)
-        self.singles.outbox.put_bytes(b"".join(parts), seen.known.window, seen.cost)
+        self.singles.outbox.put_bytes(b"".join(parts), seen.known.window, seen.cost, alone=alone)
 
     def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
         frame, handle, start = patterns.read_echo(self.number, self.named)

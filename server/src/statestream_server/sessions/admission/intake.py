@@ -117,7 +117,7 @@ class Intake:
             starts, ends = np.array([start], np.uint64), np.array([end], np.uint64)
             table.replies.append(row, starts, ends, alike(1, 1), packed, inputs=[array[0] for array in inputs])
             if self._gate.lets_go(table, row):
-                single.result(table.durable.item(number), [array.tobytes() for array in packed])
+                single.result(table.durable.item(number), [array.tobytes() for array in packed], alone=True)
                 return
             chunks = Chunks(
                 row, alike(1, 1), (), table=table, handles=counting(1), starts=starts, ends=ends, acked=starts,

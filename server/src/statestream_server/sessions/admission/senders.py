@@ -44,8 +44,11 @@ class Single(Protocol):
     def inputs(self) -> Sequence[bytes]:
         """The bytes of every input, checked against the signature."""
 
-    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
-        """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output."""
+    def result(self, durable: int, outputs: Sequence[bytes], *, alone: bool = False) -> None:
+        """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output.
+
+        Where it ran `alone`, nobody else waits for the engine.
+        """
 
     def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
         """The same of a chunk with large outputs, as views of arrays that nobody changes."""
