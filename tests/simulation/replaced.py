@@ -185,6 +185,7 @@ KEPT: Final = {
     "statestream_server.access.commands.time": "no servers, but those who make tokens",
     "statestream_server.access.grants.time": "the simulated servers ask for no tokens",
     "statestream_server.access.tokens.secrets": "as above",
+    "statestream_server.models.files.aliases.time": "the simulated servers set no aliases",
     "statestream_server.models.proof.proof.time": "files are tried before, see FILES",
     "statestream_server.models.proof.sharing.time": "as above",
     "statestream_server.models.proof.trials.time": "as above",
