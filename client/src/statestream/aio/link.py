@@ -317,8 +317,7 @@ class Link:
         while (response := await call.read()) is not grpc.aio.EOF:
             if state.tracing is not None:
                 state.tracing.received(response)
-            now = time.monotonic()
-            core.receive(response, now)
+            core.receive(response, now := time.monotonic())
             # Whoever waited for the answer goes on before anything else is done.
             await asyncio.sleep(0)
             core.buffer.advance(now)

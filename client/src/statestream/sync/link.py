@@ -67,12 +67,10 @@ class Link:
         self._channel: grpc.Channel | None = None
         self._call: Any = None
         self._stream = 0
-        self._over = threading.Event()
+        self._over, self._online = threading.Event(), threading.Event()
         self._began = 0.0
-        self._online = threading.Event()
-        self._closed = False
+        self._closed = self.copied = False
         self._hopeless: StatestreamError | None = None
-        self.copied = False
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="statestream", daemon=True)
         self._ended_for_good = threading.Event()
@@ -160,12 +158,10 @@ class Link:
         """The channel to the server that answers now; waits for one."""
         until = time.monotonic() + self.settings.retry_timeout
         while self._online.wait(max(0.0, until - time.monotonic())):
-            channel = self._channel
             if self._closed:
                 raise self.state.closed(forked=self.copied)
-            if channel is not None:
+            if (channel := self._channel) is not None:  # Else it went between the two: the server is away again.
                 return channel
-            # It went between the two: the server is away again.
         raise self.state.unavailable(self.settings.retry_timeout)
 
     def _pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
@@ -297,8 +293,7 @@ class Link:
                 with self._lock:
                     if state.tracing is not None:
                         state.tracing.received(response)
-                    now = time.monotonic()
-                    core.receive(response, now)
+                    core.receive(response, now := time.monotonic())
                     core.buffer.advance(now)
                     over = (core.going_away or not state.answered) and state.over()
                     pending = core.pending
