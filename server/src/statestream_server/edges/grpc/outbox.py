@@ -293,6 +293,7 @@ class Outbox:
 @types.coroutine
 def _rest(coroutine: Coroutine[Any, Any, object], waits: Any) -> Generator[Any, Any, None]:
     """The rest of a coroutine that was begun and `waits`."""
+    # As the client has it (aio/begun), of which a server imports the contract only.
     while True:
         try:
             try:
