@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -123,7 +123,7 @@ async def workload(
 ) -> AsyncIterator[Workload]:
     """Sessions that step until `finish` or the end of the block; client k connects to address k first.
 
-    They begin with version 1.
+    They begin with version 1. Client k has always the same route key, so a proxy spreads them alike in each run.
     """
     settings = settings or statestream.Settings(retry_timeout=RETRY_SECONDS, connect_timeout=30.0)
     load = Workload(seed, [], [Track(number, f"{prefix}-{number}") for number in range(sessions)], think=think)
@@ -136,8 +136,9 @@ async def workload(
             def moved(address: str, moves: list[tuple[float, str]] = moves) -> None:
                 moves.append((time.monotonic(), address))
 
+            keyed = replace(settings, route_key=f"{prefix}-client-{number}")
             client = await stack.enter_async_context(
-                statestream.aio.connect(",".join(mine), settings=settings, on_reconnect=moved)
+                statestream.aio.connect(",".join(mine), settings=keyed, on_reconnect=moved)
             )
             load.callers.append(Caller(client, mine, moves))
         load.sessions = await asyncio.gather(*(_open(load.caller(track).client, track) for track in load.tracks))
