@@ -21,6 +21,7 @@ from statestream_server import housekeeping
 from statestream_server.edges.http.metrics import ServerCollector
 from statestream_server.engine.table import UNBOUND
 from statestream_server.models.graphs import runtime
+from statestream_server.sessions import lease
 from statestream_server.sessions.lease import monotonic
 from statestream_server.stores.base import TENANT
 from tests.support.calls import DEADLINE, Caller, connected, failing
@@ -152,6 +153,29 @@ async def test_a_stop_while_the_store_is_asked_makes_its_answer_worthless(slow: 
             stop(slow)
             assert sums(await speaker.step(0, 0, numbers(1))) == [1]
         assert calls >= 2
+
+
+async def test_after_a_stop_every_session_is_asked_about_once_a_slice_at_a_time(
+    slow: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SLICE", 4)
+    heads, asked = slow.server.store.heads, list[list[str]]()
+
+    async def noted(keys: Any) -> Any:
+        asked.append([key.id for key in keys])
+        return await heads(keys)
+
+    ids = [fresh_id() for _ in range(11)]
+    async with Speaker(slow.channel, MODEL) as speaker:
+        await speaker.open(*ids)
+        table = slow.table(MODEL)
+        rows = table.resident()
+        with replaced(slow, "heads", noted):
+            stop(slow)
+            assert sums(await speaker.step(0, 0, numbers(1))) == [1]
+            await slow.until(lambda: (table.confirmed[rows] == slow.server.lease._number).all())
+    assert max(map(len, asked)) <= 4
+    assert sorted(id for some in asked for id in some) == sorted(ids)
 
 
 async def test_while_the_store_is_away_service_goes_on_and_durable_positions_stand_still(

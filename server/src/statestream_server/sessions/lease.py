@@ -370,14 +370,15 @@ class Lease:
 
     async def _patrol(self, table: Table) -> None:
         """Asks about rows that are not confirmed under this lease, or else about the next few."""
-        unsure = np.flatnonzero(table.confirmed != self._number)
-        # Rows without a session count as confirmed, so that they are not looked at again and again.
-        table.confirmed[[row for row in unsure.tolist() if table.ids[row] is None]] = self._number
-        rows = unsure[table.confirmed[unsure] != self._number]
-        if len(rows) > _SLICE:
+        # Of all rows in NumPy, one by one those of a slice only: a table may have a million. Free rows have no epoch.
+        unsure = np.flatnonzero((table.confirmed != self._number) & (table.epoch > 0))
+        if len(unsure) > _SLICE:
             self._wanted.set()  # The next round comes at once.
+        rows = unsure[:_SLICE]
+        # What has no session counts as confirmed, so that it is not looked at again and again.
+        table.confirmed[[row for row in rows.tolist() if table.ids[row] is None]] = self._number
         if not len(rows):
             start = self._patrolled.get(id(table), 0) % max(1, table.capacity)
             rows = np.arange(start, min(start + _PATROL, table.capacity))
             self._patrolled[id(table)] = start + _PATROL
-        await self.check(table, rows[:_SLICE])
+        await self.check(table, rows)
