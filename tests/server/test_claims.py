@@ -18,6 +18,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream_server.edges.grpc import open_frames
 from statestream_server.sessions import records, writes
+from statestream_server.sessions.ownership import claims
 from statestream_server.sessions.ownership.placement import Promise
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.settings import Durability
@@ -622,13 +623,13 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
         stops: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
         claim = local.server.store.claim
 
-        async def claiming(claims: Any) -> Any:
+        async def claiming(wanted: Any) -> Any:
             if asked:  # The first part goes by itself.
                 stops.put_nowait(stop := asyncio.get_running_loop().create_future())
-                asked.append(claims[0].key.id)
+                asked.append(wanted[0].key.id)
                 await stop
-            asked.append(claims[0].key.id)
-            return await claim(claims)
+            asked.append(wanted[0].key.id)
+            return await claim(wanted)
 
         monkeypatch.setattr(local.server.store, "claim", claiming)
         opening = asyncio.create_task(speaker.open(*ids))
@@ -662,6 +663,44 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
         f"t{number}" for number in range(9)
     ]
     assert not table.owner.any()
+
+
+async def test_two_large_claims_are_with_the_store_at_a_time_and_small_ones_pass_by(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a million sessions does not have the lease run out, which counts from when a question left."""
+    monkeypatch.setattr(claims, "FEW", 1)
+    store, with_store, most = local.server.store, list[int](), 0
+    claim, go_on = store.claim, asyncio.Event()
+
+    async def claiming(asked: Any) -> Any:
+        nonlocal most
+        if len(asked) == 1:
+            return await claim(asked)
+        with_store.append(len(asked))
+        most = max(most, len(with_store))
+        try:
+            await go_on.wait()
+            return await claim(asked)
+        finally:
+            with_store.remove(len(asked))
+
+    monkeypatch.setattr(store, "claim", claiming)
+    async with contextlib.AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(Speaker(local.channel, MODEL)) for _ in range(5)]
+        one = await stack.enter_async_context(Speaker(local.channel, MODEL))
+        opening = [
+            asyncio.create_task(speaker.open(*(f"s{number}-{n}" for n in range(3))))
+            for number, speaker in enumerate(many)
+        ]
+        await local.until(lambda: len(with_store) == 2)
+        assert (await one.open_one("alone")).created
+        gone = opening.pop()
+        gone.cancel()
+        go_on.set()
+        for found in await asyncio.gather(*opening):
+            assert all(not isinstance(session, Failure) for session in found.values())
+    assert most == 2
 
 
 async def test_a_large_frame_makes_room_out_of_its_own_parts(

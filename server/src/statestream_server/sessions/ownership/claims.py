@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,11 @@ from statestream_server.sessions.ownership.turns import Turn, Turns
 from statestream_server.sessions.ownership.versions import Move, Versions
 from statestream_server.sessions.writes import check_size
 from statestream_server.stores.base import NEWER, Claim, Claimed, Mode, Store, Verdict
+
+FEW: Final = 64
+"""Claims of more sessions are large."""
+LARGE: Final = 2
+"""So many large claims are with the store at a time: one is decided, the next is there when it is."""
 
 
 class Ready(NamedTuple):
@@ -113,6 +120,8 @@ class Claims:
         self._evictions = evictions
         self._turns = turns
         self._starts: dict[int, tuple[Table, list[Array]]] = {}
+        # A question that waits for hundreds before it says, once answered, nothing of now: the lease would run out.
+        self._large = asyncio.Semaphore(LARGE)
 
     async def ready(self, opening: Opening, version: int, table: Table) -> Ready | None:
         """Everything that a claim needs, once the turn of its sessions has come; None where the version is unloaded.
@@ -171,8 +180,9 @@ class Claims:
         """
         opening, table, held = ready.opening, ready.table, ready.held
         try:
-            asked, resets = self._lease.ask(), self._lease.resets
-            answers = await self._store.claim(ready.claims)
+            async with self._large if len(ready.claims) > FEW else contextlib.nullcontext():
+                asked, resets = self._lease.ask(), self._lease.resets
+                answers = await self._store.claim(ready.claims)
             elsewhere = pinned_to_others(opening, ready.places, answers)
             if opening.upgrade:
                 other = [answer.verdict is Verdict.OTHER for answer in answers]
